@@ -1,0 +1,84 @@
+"""Errors that a user can act on. Each is one line: what, which file, expected, got, what to do.
+
+NAFNetError                1   our bug, unless a subclass says otherwise
+├── InputError             2   the user's file, folder or configuration is wrong
+├── GateRefused            3   a quality gate said no
+├── EnvironmentUnable      4   this machine or cluster cannot do it
+└── Interrupted            130 or 143: stopped on request, state saved
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class NAFNetError(Exception):
+    """Base of all errors raised on purpose. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: str | Path | None = None,
+        expected: object = None,
+        got: object = None,
+        fix: str | None = None,
+    ) -> None:
+        """Compose the line `what: file (expected …, got …). fix`.
+
+        Args:
+            what: the fault in a few words, without a full stop.
+            file: the file, folder, URL or key at fault.
+            expected: what would have been right.
+            got: what was found instead.
+            fix: what the user can do, as a sentence or a command.
+        """
+        line = what if file is None else f"{what}: {str(file)!r}"
+        facts = [
+            f"{name} {value}" for name, value in (("expected", expected), ("got", got)) if value is not None
+        ]
+        if facts:
+            line += f" ({', '.join(facts)})"
+        if fix:
+            line += f". {fix}"
+        super().__init__(" ".join(line.split()))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Ray pickles exceptions across processes; the constructor's own signature would not survive.
+        return _rebuild, (type(self), str(self))
+
+
+class InputError(NAFNetError):
+    """The user's file, folder or configuration is wrong."""
+
+    exit_code = 2
+
+
+class GateRefused(NAFNetError):
+    """A quality gate said no."""
+
+    exit_code = 3
+
+
+class EnvironmentUnable(NAFNetError):
+    """This machine or cluster cannot do what was asked."""
+
+    exit_code = 4
+
+
+class Interrupted(NAFNetError):
+    """Stopped on request with the state saved; `exit_code` is 130 (Ctrl-C) or 143 (SIGTERM)."""
+
+    exit_code = 130
+
+    def __init__(self, what: str, *, exit_code: int = 130, fix: str | None = None) -> None:
+        super().__init__(what, fix=fix)
+        self.exit_code = exit_code
+
+
+def _rebuild(kind: type[NAFNetError], line: str) -> NAFNetError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, line)
+    return error

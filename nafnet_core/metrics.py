@@ -1,0 +1,94 @@
+"""PSNR and SSIM by one documented protocol, on batches of 8-bit RGB images.
+
+Protocol `rgb8` version 1: clip to 0…1, scale to 0…255, round, and compare as 8-bit RGB with data range 255.
+PSNR over all pixels and channels of an image; SSIM as Wang et al. 2004 (gaussian 11×11, σ 1.5, K 0.01 and
+0.03, population covariance) averaged over the region where the window fits, which equals scikit-image's
+`structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`.
+A data set's score is the mean of its images' scores.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PROTOCOL_NAME, PROTOCOL_VERSION = "rgb8", 1
+SSIM_WINDOW_PX = 11
+_SSIM_SIGMA = 1.5
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """0…1 float of any shape → uint8 of the same shape: clipped, scaled, rounded half to even."""
+    return image.clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def psnr(restored: Tensor, gt: Tensor, *, data_range: float) -> Tensor:
+    """Peak signal-to-noise ratio of each image.
+
+    Args:
+        restored, gt: (N, C, H, W), same shape, any real dtype.
+        data_range: the largest possible value, 255 or 1.0; never guessed.
+
+    Returns:
+        (N,) float64 in dB; infinite where the two are equal.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    _check_pair(restored, gt)
+    mse = (restored.double() - gt.double()).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(data_range**2 / mse)
+
+
+def ssim(restored: Tensor, gt: Tensor, *, data_range: float) -> Tensor:
+    """Structural similarity of each image (Wang et al. 2004), mean over channels.
+
+    Args:
+        restored, gt: (N, C, H, W), same shape, any real dtype, at least 11 px a side.
+        data_range: the largest possible value, 255 or 1.0; never guessed.
+
+    Returns:
+        (N,) float64, at most 1.
+
+    Raises:
+        ValueError: shapes differ, or an image is smaller than the 11 px window.
+    """
+    _check_pair(restored, gt)
+    if min(gt.shape[-2:]) < SSIM_WINDOW_PX:
+        raise ValueError(f"SSIM needs images of at least 11 px a side, got {tuple(gt.shape[-2:])}")
+    # Variance does not move with an offset: centring keeps E[x²] − E[x]² exact enough in fp32.
+    centre = data_range / 2
+    x, y = restored.float() - centre, gt.float() - centre
+    num_images, channels = x.shape[:2]
+    maps = torch.cat([x, y, x * x, y * y, x * y]).flatten(0, 1).unsqueeze(1)
+    filtered = _gaussian_valid(maps).unflatten(0, (5, num_images, channels)).squeeze(3)
+    mean_x, mean_y, xx, yy, xy = filtered.unbind(0)
+    var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+    mean_x, mean_y = mean_x + centre, mean_y + centre
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    scores = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / (
+        (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    )
+    return scores.double().mean(dim=(1, 2, 3))
+
+
+def psnr_from_mse(mse: float, *, data_range: float) -> float:
+    """PSNR in dB of a mean squared error; infinite at zero."""
+    return math.inf if mse == 0 else 10 * math.log10(data_range**2 / mse)
+
+
+def _gaussian_valid(x: Tensor) -> Tensor:
+    taps = torch.arange(SSIM_WINDOW_PX, dtype=torch.float64) - SSIM_WINDOW_PX // 2
+    kernel = torch.exp(-0.5 * (taps / _SSIM_SIGMA) ** 2)
+    kernel = (kernel / kernel.sum()).to(x)
+    return F.conv2d(F.conv2d(x, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+
+
+def _check_pair(restored: Tensor, gt: Tensor) -> None:
+    if restored.shape != gt.shape or gt.dim() != 4:
+        raise ValueError(
+            f"expected two (N, C, H, W) batches of one shape, got {tuple(restored.shape)} and {tuple(gt.shape)}"
+        )

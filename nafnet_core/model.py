@@ -1,0 +1,223 @@
+"""NAFNet, as in Chen et al., "Simple Baselines for Image Restoration", ECCV 2022.
+
+    from nafnet_core import NAFNet, PRESETS
+    model = NAFNet(PRESETS["width32"])
+
+Module names, and so state-dict keys, are those of the official code, so its weights load as they are.
+Tensors are NCHW in shape and NHWC (`channels_last`) in memory: 1×1 convolutions, the norm over channels
+and the gate then all read contiguous channels, which measures faster than NCHW on CPU and GPU alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nafnet_core.local_stats import LocalMean
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NAFNetConfig:
+    """Shape of a network; everything that its weights do not say by themselves.
+
+    Raises `ValueError` where the numbers cannot be a network.
+    """
+
+    width: int
+    """Channels after `intro`; doubled at each encoder stage."""
+    enc_blk_nums: tuple[int, ...]
+    """Blocks in each encoder stage; one 2× downsampling follows each."""
+    middle_blk_num: int
+    """Blocks at the lowest resolution."""
+    dec_blk_nums: tuple[int, ...]
+    """Blocks in each decoder stage, lowest resolution first; as many stages as the encoder has."""
+    img_channel: int = 3
+    """Image channels: 3 for RGB."""
+    dw_expand: int = 2
+    """Channel expansion before the depthwise convolution."""
+    ffn_expand: int = 2
+    """Channel expansion of the feed-forward half."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "enc_blk_nums", tuple(self.enc_blk_nums))
+        object.__setattr__(self, "dec_blk_nums", tuple(self.dec_blk_nums))
+        if len(self.enc_blk_nums) != len(self.dec_blk_nums):
+            raise ValueError(
+                f"encoder and decoder need as many stages: {self.enc_blk_nums} and {self.dec_blk_nums}"
+            )
+        if min(self.width, self.img_channel, self.dw_expand, self.ffn_expand) < 1:
+            raise ValueError(f"width, channels and expansions must be at least 1: {self}")
+        if self.width * self.dw_expand % 2 or self.width * self.ffn_expand % 2:
+            raise ValueError(f"the gate halves the expanded channels, which must be even: {self}")
+        if min(self.middle_blk_num, *self.enc_blk_nums, *self.dec_blk_nums, 0) < 0:
+            raise ValueError(f"block counts cannot be negative: {self}")
+
+    @property
+    def stride_px(self) -> int:
+        """Height and width are padded to a multiple of this inside `forward`."""
+        return 2 ** len(self.enc_blk_nums)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, as written beside weights."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+
+PRESETS: dict[str, NAFNetConfig] = {
+    # Official GoPro networks (megvii-research/NAFNet, options/train/GoPro): 17.1 M and 67.9 M parameters.
+    "width32": NAFNetConfig(
+        width=32, enc_blk_nums=(1, 1, 1, 28), middle_blk_num=1, dec_blk_nums=(1, 1, 1, 1)
+    ),
+    "width64": NAFNetConfig(
+        width=64, enc_blk_nums=(1, 1, 1, 28), middle_blk_num=1, dec_blk_nums=(1, 1, 1, 1)
+    ),
+    # 0.79 M parameters: for phones, CPUs and the demo. Not a network of the paper.
+    "mobile": NAFNetConfig(width=16, enc_blk_nums=(2, 2, 4), middle_blk_num=4, dec_blk_nums=(2, 2, 2)),
+}
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of each pixel (the paper's LN; section 3.2).
+
+    NCHW shape, NHWC memory: the permute is a view, so the native kernel runs with no copy.
+    Statistics are taken in fp32 whatever the input's dtype.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → same shape and dtype."""
+        nhwc = input.permute(0, 2, 3, 1)
+        # Under autocast `layer_norm` would return fp32 and every later sum with it: keep the input's dtype.
+        with torch.autocast(input.device.type, enabled=False):
+            normed = F.layer_norm(
+                nhwc,
+                self.normalized_shape,
+                self.weight.to(nhwc.dtype),
+                self.bias.to(nhwc.dtype),
+                self.eps,
+            )
+        return normed.permute(0, 3, 1, 2)
+
+
+class SimpleGate(nn.Module):
+    """Product of the two halves of the channels (section 3.3): (N, 2C, H, W) → (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=1)
+        return first * second
+
+
+class NAFBlock(nn.Module):
+    """One block (figure 3c): gated depthwise convolution with channel attention, then a gated pointwise one."""
+
+    def __init__(self, channels: int, *, dw_expand: int = 2, ffn_expand: int = 2) -> None:
+        super().__init__()
+        dw, ffn = channels * dw_expand, channels * ffn_expand
+        self.norm1 = ChannelLayerNorm(channels)
+        self.conv1 = nn.Conv2d(channels, dw, 1)
+        self.conv2 = nn.Conv2d(dw, dw, 3, padding=1, groups=dw)
+        self.sg = SimpleGate()
+        # Simplified channel attention: a linear layer on the channel means ("dynamic weights").
+        self.sca = nn.Sequential(LocalMean(), nn.Conv2d(dw // 2, dw // 2, 1))
+        self.conv3 = nn.Conv2d(dw // 2, channels, 1)
+        self.norm2 = ChannelLayerNorm(channels)
+        self.conv4 = nn.Conv2d(channels, ffn, 1)
+        self.conv5 = nn.Conv2d(ffn // 2, channels, 1)
+        # Zero at the start: the block is the identity. A test that does not redraw these tests nothing.
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → same shape."""
+        y = self.sg(self.conv2(self.conv1(self.norm1(x))))
+        y = self.conv3(y * self.sca(y))
+        x = x + y * self.beta
+        y = self.conv5(self.sg(self.conv4(self.norm2(x))))
+        return x + y * self.gamma
+
+
+class NAFNet(nn.Module):
+    """The whole U-shaped network; it predicts the correction added to its input.
+
+    Args:
+        config: its shape; see `PRESETS`.
+    """
+
+    def __init__(self, config: NAFNetConfig) -> None:
+        super().__init__()
+        self.config = config
+
+        def blocks(number: int, channels: int) -> nn.Sequential:
+            return nn.Sequential(
+                *(
+                    NAFBlock(channels, dw_expand=config.dw_expand, ffn_expand=config.ffn_expand)
+                    for _ in range(number)
+                )
+            )
+
+        channels = config.width
+        self.intro = nn.Conv2d(config.img_channel, channels, 3, padding=1)
+        self.ending = nn.Conv2d(channels, config.img_channel, 3, padding=1)
+        self.encoders, self.downs = nn.ModuleList(), nn.ModuleList()
+        self.ups, self.decoders = nn.ModuleList(), nn.ModuleList()
+        for number in config.enc_blk_nums:
+            self.encoders.append(blocks(number, channels))
+            self.downs.append(nn.Conv2d(channels, 2 * channels, 2, stride=2))
+            channels *= 2
+        self.middle_blks = blocks(config.middle_blk_num, channels)
+        for number in config.dec_blk_nums:
+            self.ups.append(
+                nn.Sequential(nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.PixelShuffle(2))
+            )
+            channels //= 2
+            self.decoders.append(blocks(number, channels))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Restore a batch.
+
+        Args:
+            lq: (N, C, H, W) float, RGB in 0…1, any height and width of at least 1 px. Sizes that are no
+                multiple of `config.stride_px` are padded with zeros at the right and bottom and cropped
+                afterwards, as the official code does.
+
+        Returns:
+            The restored batch in the input's shape, not clipped.
+        """
+        height, width = lq.shape[-2:]
+        stride = self.config.stride_px
+        padded = F.pad(lq, (0, -width % stride, 0, -height % stride))
+        x = self.intro(padded.contiguous(memory_format=torch.channels_last))
+        skips = []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            x = encoder(x)
+            skips.append(x)
+            x = down(x)
+        x = self.middle_blks(x)
+        for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
+            x = decoder(up(x) + skip)
+        return (self.ending(x) + padded)[..., :height, :width]
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable scalars."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def randomize_residual_scales(model: nn.Module, *, seed: int, scale: float = 0.5) -> None:
+    """Draw every block's `beta` and `gamma` from N(0, scale²), in place.
+
+    A fresh network is the identity (they start at zero), so a check of parity, tiling or precision on it
+    proves nothing. This is for such checks, and for timing with realistic values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.rsplit(".", 1)[-1] in ("beta", "gamma"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)

@@ -1,0 +1,47 @@
+"""Paired geometry on HWC arrays. What to do is given as numbers; nothing here draws at random."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+
+def crop(image_hwc: Image, top: int, left: int, size_px: int) -> Image:
+    """Square view of `size_px` at (top, left)."""
+    return image_hwc[top : top + size_px, left : left + size_px]
+
+
+def dihedral(image_hwc: Image, variant: int) -> Image:
+    """One of the eight flips and quarter turns of a square, as a view.
+
+    Args:
+        image_hwc: (H, W, C).
+        variant: 0…7; bit 0 flips left-right, bit 1 up-down, bit 2 transposes. 0 changes nothing.
+    """
+    if variant & 1:
+        image_hwc = image_hwc[:, ::-1]
+    if variant & 2:
+        image_hwc = image_hwc[::-1]
+    if variant & 4:
+        image_hwc = image_hwc.transpose(1, 0, 2)
+    return image_hwc
+
+
+def crop_corners(length_px: int, crop_px: int, stride_px: int, min_remainder_px: int) -> list[int]:
+    """Starts of the crops that cover one axis, as the usual GoPro preparation cuts them.
+
+    Crops start every `stride_px`; a last one is set flush to the end where more than `min_remainder_px`
+    would otherwise be left uncovered.
+
+    Args:
+        length_px: the axis' length, at least `crop_px`.
+        crop_px: side of a crop.
+        stride_px: distance between starts.
+        min_remainder_px: remainders up to this are dropped.
+    """
+    starts = list(range(0, length_px - crop_px + 1, stride_px))
+    if length_px - (starts[-1] + crop_px) > min_remainder_px:
+        starts.append(length_px - crop_px)
+    return starts

@@ -1,0 +1,165 @@
+"""Weights in and out: `.safetensors` (ours) and the official `.pth`; the configuration is read off the keys."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nafnet_core.errors import InputError
+from nafnet_core.model import NAFNet, NAFNetConfig
+
+StateDict = Mapping[str, Tensor]
+METADATA_KEY = "nafnet"
+# Where official and BasicSR-like checkpoints keep the weights, best first.
+_WRAPPERS = ("params_ema", "params", "state_dict", "model")
+_SHOWN_KEYS = 3
+
+
+def load_model(path: str | Path) -> tuple[NAFNet, dict[str, Any]]:
+    """Build the network that a weights file holds.
+
+    Args:
+        path: `.safetensors`, or an official `.pth` (`params_ema`, `params` or a bare dict; a `module.`
+            prefix is dropped).
+
+    Returns:
+        The network in fp32 and eval mode, on the CPU, and the file's metadata (empty for `.pth`), among it
+        `train_patch_px`, which local statistics need.
+
+    Raises:
+        InputError: the file is missing, damaged, no NAFNet, or needs pickled code to load.
+    """
+    path = Path(path)
+    state, metadata = read_state(path)
+    config = infer_config(state, file=path)
+    model = NAFNet(config)
+    load_state(model, state, file=path)
+    return model.eval(), metadata
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a weights file, without saying what network they are.
+
+    Raises:
+        InputError: the file is missing, damaged, of another kind, or needs pickled code to load.
+    """
+    if not path.is_file():
+        raise InputError("no such weights file", file=path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in (".pth", ".pt", ".ckpt"):
+        return _read_pth(path), {}
+    raise InputError("not a weights file", file=path, expected=".safetensors or .pth", got=path.suffix)
+
+
+def save_model(model: NAFNet, path: str | Path, *, metadata: Mapping[str, Any]) -> None:
+    """Write weights with their configuration and `metadata` (JSON values) as safetensors.
+
+    The official keys are kept, so `torch.save({"params": safetensors.torch.load_file(path)}, …)` is an
+    official checkpoint. The caller makes the write atomic.
+    """
+    header = {**metadata, "config": model.config.to_dict()}
+    state = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
+    save_file(state, str(path), metadata={METADATA_KEY: json.dumps(header, sort_keys=True)})
+
+
+def load_state(model: NAFNet, state: StateDict, *, file: str | Path) -> None:
+    """Load `state` into `model`, strictly.
+
+    Raises:
+        InputError: keys are missing, unexpected or misshapen; the first few are named.
+    """
+    own = model.state_dict()
+    faults = [f"missing {key}" for key in own if key not in state]
+    faults += [f"unexpected {key}" for key in state if key not in own]
+    faults += [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if faults:
+        raise InputError("the weights do not fit the network", file=file, got=_first(faults))
+    model.load_state_dict(dict(state))
+
+
+def infer_config(state: StateDict, *, file: str | Path) -> NAFNetConfig:
+    """Read width, blocks and expansions off the keys and shapes of a state dict.
+
+    Raises:
+        InputError: the keys are not a NAFNet's.
+    """
+    needed = ("intro.weight", "ending.weight")
+    missing = [key for key in needed if key not in state]
+    if missing or state["intro.weight"].dim() != 4:
+        got = _first(sorted(state)) if state else "an empty file"
+        raise InputError(
+            "not a NAFNet checkpoint", file=file, expected="keys intro.*, encoders.*, ending.*", got=got
+        )
+
+    def count(pattern: str) -> int:
+        found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
+        return max(found, default=-1) + 1
+
+    width, img_channel = state["intro.weight"].shape[:2]
+    num_stages = count(r"downs\.(\d+)\.")
+    blocks = [key[: -len("conv1.weight")] for key in state if key.endswith(".conv1.weight")]
+    if not blocks:
+        raise InputError("not a NAFNet checkpoint", file=file, expected="at least one block")
+    dw, channels = state[blocks[0] + "conv1.weight"].shape[:2]
+    ffn = state[blocks[0] + "conv4.weight"].shape[0] if blocks[0] + "conv4.weight" in state else 0
+    try:
+        return NAFNetConfig(
+            width=width,
+            img_channel=img_channel,
+            enc_blk_nums=tuple(count(rf"encoders\.{i}\.(\d+)\.") for i in range(num_stages)),
+            middle_blk_num=count(r"middle_blks\.(\d+)\."),
+            dec_blk_nums=tuple(count(rf"decoders\.{i}\.(\d+)\.") for i in range(num_stages)),
+            dw_expand=dw // channels,
+            ffn_expand=ffn // channels,
+        )
+    except ValueError as error:
+        raise InputError("not a NAFNet checkpoint", file=file, got=str(error)) from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = (file.metadata() or {}).get(METADATA_KEY, "{}")
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(header)  # noqa: SIM118
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise InputError("damaged weights file", file=path, got=str(error)) from error
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            "this checkpoint would run code on loading, which is refused",
+            file=path,
+            expected="tensors only",
+            fix="Ask its author for a state dict, or convert it on a machine you can lose",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError("damaged weights file", file=path, got=str(error)[:120]) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise InputError("not a NAFNet checkpoint", file=path, expected="a dict of tensors")
+    return {key.removeprefix("module."): value.float() for key, value in content.items()}
+
+
+def _first(items: list[str]) -> str:
+    rest = len(items) - _SHOWN_KEYS
+    return ", ".join(items[:_SHOWN_KEYS]) + (f" and {rest} more" if rest > 0 else "")
