@@ -6,10 +6,10 @@ restored = restore_image(model, rgb_hwc_u8, train_patch_px=metadata["train_patch
 """
 
 from nafnet_core.errors import (
-    EnvironmentUnable,
-    GateRefused,
+    CapabilityError,
+    GateError,
     InputError,
-    Interrupted,
+    StoppedError,
     NAFNetError,
 )
 from nafnet_core.model import PRESETS, NAFNet, NAFNetConfig, randomize_residual_scales
@@ -18,10 +18,10 @@ from nafnet_core.weights import load_model, save_model
 
 __all__ = [
     "PRESETS",
-    "EnvironmentUnable",
-    "GateRefused",
+    "CapabilityError",
+    "GateError",
     "InputError",
-    "Interrupted",
+    "StoppedError",
     "NAFNet",
     "NAFNetConfig",
     "NAFNetError",

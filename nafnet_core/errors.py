@@ -2,9 +2,9 @@
 
 NAFNetError                1   our bug, unless a subclass says otherwise
 ├── InputError             2   the user's file, folder or configuration is wrong
-├── GateRefused            3   a quality gate said no
-├── EnvironmentUnable      4   this machine or cluster cannot do it
-└── Interrupted            130 or 143: stopped on request, state saved
+├── GateError            3   a quality gate said no
+├── CapabilityError      4   this machine or cluster cannot do it
+└── StoppedError            130 or 143: stopped on request, state saved
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ class InputError(NAFNetError):
     exit_code = 2
 
 
-class GateRefused(NAFNetError):
+class GateError(NAFNetError):
     """A quality gate said no."""
 
     exit_code = 3
 
 
-class EnvironmentUnable(NAFNetError):
+class CapabilityError(NAFNetError):
     """This machine or cluster cannot do what was asked."""
 
     exit_code = 4
 
 
-class Interrupted(NAFNetError):
+class StoppedError(NAFNetError):
     """Stopped on request with the state saved; `exit_code` is 130 (Ctrl-C) or 143 (SIGTERM)."""
 
     exit_code = 130

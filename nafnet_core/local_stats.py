@@ -79,7 +79,10 @@ def local_statistics(model: nn.Module, train_patch_px: int | None) -> Iterator[N
         model: a NAFNet.
         train_patch_px: side of the patches that it was trained on; None leaves TLC off.
     """
-    pools = list(_pools_with_stride(model)) if train_patch_px is not None else []
+    if train_patch_px is None:
+        yield
+        return
+    pools = list(_pools_with_stride(model))
     try:
         for pool, stride in pools:
             pool.window_px = max(1, int(train_patch_px * WINDOW_PER_PATCH) // stride)

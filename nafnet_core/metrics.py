@@ -90,5 +90,6 @@ def _gaussian_valid(x: Tensor) -> Tensor:
 def _check_pair(restored: Tensor, gt: Tensor) -> None:
     if restored.shape != gt.shape or gt.dim() != 4:
         raise ValueError(
-            f"expected two (N, C, H, W) batches of one shape, got {tuple(restored.shape)} and {tuple(gt.shape)}"
+            f"expected two (N, C, H, W) batches of one shape, "
+            f"got {tuple(restored.shape)} and {tuple(gt.shape)}"
         )

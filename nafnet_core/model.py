@@ -114,7 +114,7 @@ class SimpleGate(nn.Module):
 
 
 class NAFBlock(nn.Module):
-    """One block (figure 3c): gated depthwise convolution with channel attention, then a gated pointwise one."""
+    """One block (figure 3c): a gated depthwise half with channel attention, then a gated pointwise half."""
 
     def __init__(self, channels: int, *, dw_expand: int = 2, ffn_expand: int = 2) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class NAFNet(nn.Module):
             )
             channels //= 2
             self.decoders.append(blocks(number, channels))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore a batch.

@@ -1,4 +1,4 @@
-"""Weights in and out: `.safetensors` (ours) and the official `.pth`; the configuration is read off the keys."""
+"""Weights in and out: `.safetensors` (ours) and the official `.pth`; the keys tell the configuration."""
 
 from __future__ import annotations
 
