@@ -9,8 +9,8 @@ from nafnet_core.errors import (
     CapabilityError,
     GateError,
     InputError,
-    StoppedError,
     NAFNetError,
+    StoppedError,
 )
 from nafnet_core.model import PRESETS, NAFNet, NAFNetConfig, randomize_residual_scales
 from nafnet_core.tiling import restore_image
