@@ -1,0 +1,259 @@
+"""Any paired data set → PairStore.
+
+    nafnet prepare pairs/ --out store/ --crop 512 --stride 256
+    nafnet prepare pairs/ --out store/ --crop 128 --stride 128 --format lmdb --codec raw   # small and fast
+
+A shard covers a fixed range of source pairs, so what it holds does not depend on who writes it. Finished
+shards leave a note under `STORE/.progress`; an interrupted run goes on from these and ends with the same
+digest. Several shards are written as a Ray Data job, a single one in this process.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nafnet_core import InputError
+from nafnet_core.transforms import crop_corners
+from pipelines.files import make_folder, write_json, written_aside
+from pipelines.images import read_rgb_u8
+from pipelines.sources import PairRef, Source
+from pipelines.store import (
+    MANIFEST,
+    QUARANTINE,
+    SCHEMA_VERSION,
+    Codec,
+    Format,
+    Manifest,
+    Pair,
+    ShardInfo,
+    shard_info,
+    write_shard,
+)
+
+_PROGRESS = ".progress"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """What `run` makes of a source."""
+
+    out: Path
+    name: str = ""
+    split: str = "train"
+    format: Format = "parquet"
+    codec: Codec = "png"
+    crop_px: int | None = 512
+    """Side of the crops; None keeps whole images, as evaluation wants them."""
+    stride_px: int = 256
+    min_remainder_px: int = 0
+    """A remainder beyond the last crop of up to this is dropped. 512, 256 and 0 are GoPro's usual cuts."""
+    pairs_per_shard: int = 32
+    """Source pairs in a shard: 32 of 1280×720 make 256 crops, about 200 MB as PNG."""
+    strict: bool = False
+    """Stop at the first refused pair, instead of writing it to quarantine.jsonl."""
+    use_ray: bool = field(default=True, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareResult:
+    """The finished store."""
+
+    out: Path
+    manifest: Manifest
+    refused: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShardJob:
+    """Everything one worker needs to write one shard."""
+
+    number: int
+    refs: tuple[PairRef, ...]
+    config: PrepareConfig
+
+    @property
+    def path(self) -> Path:
+        return self.config.out / f"shard-{self.number:05d}.{self.config.format}"
+
+    @property
+    def note(self) -> Path:
+        return self.config.out / _PROGRESS / f"shard-{self.number:05d}.json"
+
+
+def run(
+    source: Source,
+    refs: Sequence[PairRef],
+    config: PrepareConfig,
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PrepareResult:
+    """Write `refs` of `source` as a store at `config.out`, or go on with one that was interrupted.
+
+    Raises:
+        InputError: impossible options, another store in that place, a folder that cannot be written, no
+            usable pair, or (with `strict`) the first refused one.
+    """
+    _check(config)
+    if (config.out / MANIFEST).exists():
+        raise InputError(
+            "there is a finished store already", file=config.out, fix="Remove it, or choose another --out"
+        )
+    make_folder(config.out / _PROGRESS)
+    _claim(config, source, refs)
+    jobs = [
+        _ShardJob(number=number, refs=tuple(refs[start : start + config.pairs_per_shard]), config=config)
+        for number, start in enumerate(range(0, len(refs), config.pairs_per_shard))
+    ]
+    todo = [job for job in jobs if not (job.note.exists() and job.path.exists())]
+    done = len(jobs) - len(todo)
+    on_progress(done, len(jobs))
+    for _ in _work(todo, config.use_ray):
+        done += 1
+        on_progress(done, len(jobs))
+    return _finish(source, jobs, config)
+
+
+def _work(jobs: list[_ShardJob], use_ray: bool) -> Iterator[None]:
+    if len(jobs) < 2 or not use_ray:
+        for job in jobs:
+            _write(job)
+            yield
+        return
+    import ray.data
+
+    from cluster.connect import quiet_data_context
+
+    quiet_data_context()
+    dataset = ray.data.from_items([{"job": job} for job in jobs], override_num_blocks=len(jobs))
+    for _ in dataset.map(_write_row).iter_rows():
+        yield
+
+
+def _write_row(row: dict[str, Any]) -> dict[str, Any]:
+    _write(row["job"])
+    return {"shard": row["job"].number}
+
+
+def _write(job: _ShardJob) -> None:
+    """Write one shard, then its note. Either is whole or absent."""
+    refused: list[dict[str, str]] = []
+    pairs = _crops(job, refused)
+    count, digests, min_side = write_shard(job.path, pairs, format=job.config.format, codec=job.config.codec)
+    note = {
+        "info": shard_info(job.path, count).model_dump(),
+        "digests": base64.b64encode(digests).decode(),
+        "min_side_px": min_side,
+        "refused": refused,
+    }
+    write_json(job.note, note)
+
+
+def _crops(job: _ShardJob, refused: list[dict[str, str]]) -> Iterator[Pair]:
+    crop, stride = job.config.crop_px, job.config.stride_px
+    for ref in job.refs:
+        try:
+            pair = _read_pair(ref, crop)
+        except InputError as error:
+            if job.config.strict:
+                raise
+            refused.append({"key": ref.key, "lq": str(ref.lq), "gt": str(ref.gt), "reason": str(error)})
+            continue
+        if crop is None:
+            yield pair
+            continue
+        height, width = pair.lq.shape[:2]
+        for top in crop_corners(height, crop, stride, job.config.min_remainder_px):
+            for left in crop_corners(width, crop, stride, job.config.min_remainder_px):
+                window = (slice(top, top + crop), slice(left, left + crop))
+                key = f"{pair.key}@{top},{left}"
+                yield replace(pair, key=key, lq=pair.lq[window], gt=pair.gt[window])
+
+
+def _read_pair(ref: PairRef, crop_px: int | None) -> Pair:
+    lq, gt = read_rgb_u8(ref.lq), read_rgb_u8(ref.gt)
+    if lq.shape != gt.shape:
+        raise InputError(
+            "the two images differ in size",
+            file=ref.lq,
+            expected=f"{gt.shape[1]}×{gt.shape[0]} as {ref.gt}",
+            got=f"{lq.shape[1]}×{lq.shape[0]}",
+        )
+    if crop_px is not None and min(lq.shape[:2]) < crop_px:
+        raise InputError(
+            "smaller than a crop",
+            file=ref.lq,
+            expected=f"{crop_px} px a side",
+            got=f"{lq.shape[1]}×{lq.shape[0]}",
+            fix="Choose a smaller --crop",
+        )
+    return Pair(key=ref.key, scene=ref.scene, lq=lq, gt=gt)
+
+
+def _check(config: PrepareConfig) -> None:
+    if config.codec == "raw" and config.format != "lmdb":
+        raise InputError("codec raw needs --format lmdb: a Parquet page cannot be touched in part")
+    if config.crop_px is not None and not (config.crop_px > 0 and 0 < config.stride_px):
+        raise InputError("crop and stride must be positive", got=(config.crop_px, config.stride_px))
+    if config.pairs_per_shard < 1:
+        raise InputError("pairs per shard must be at least 1", got=config.pairs_per_shard)
+
+
+def _claim(config: PrepareConfig, source: Source, refs: Sequence[PairRef]) -> None:
+    """Notes of another job must not be taken for this one's: pin the job's identity beside them."""
+    options = {k: v for k, v in asdict(config).items() if k not in ("out", "use_ray", "strict")}
+    identity = json.dumps([options, source.options(), [ref.key for ref in refs]], sort_keys=True, default=str)
+    pin = hashlib.sha256(identity.encode()).hexdigest()
+    path = config.out / _PROGRESS / "job.json"
+    if not path.exists():
+        write_json(path, {"job": pin})
+    elif json.loads(path.read_text())["job"] != pin:
+        raise InputError(
+            "an unfinished store of other data or options",
+            file=config.out,
+            fix="Run the command that began it, or remove the folder",
+        )
+
+
+def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) -> PrepareResult:
+    state = hashlib.sha256()
+    shards: list[ShardInfo] = []
+    refused: list[dict[str, str]] = []
+    sides: list[int] = []
+    for job in jobs:
+        note = json.loads(job.note.read_text())
+        state.update(base64.b64decode(note["digests"]))
+        refused += note["refused"]
+        if note["info"]["pairs"]:
+            shards.append(ShardInfo.model_validate(note["info"]))
+            sides.append(note["min_side_px"])
+    with written_aside(config.out / QUARANTINE) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in refused))
+    if not shards:
+        raise InputError("no usable pair", file=config.out / QUARANTINE, got=refused[0]["reason"])
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=config.name or config.out.name,
+        split=config.split,
+        adapter=source.adapter,
+        adapter_options=source.options(),
+        format=config.format,
+        codec=config.codec,
+        crop_px=config.crop_px,
+        stride_px=config.stride_px if config.crop_px else None,
+        num_pairs=sum(shard.pairs for shard in shards),
+        num_refused=len(refused),
+        min_side_px=min(sides),
+        shards=tuple(shards),
+        digest=state.hexdigest(),
+        licence=source.licence,
+    )
+    write_json(config.out / MANIFEST, manifest.model_dump())
+    shutil.rmtree(config.out / _PROGRESS)
+    return PrepareResult(out=config.out, manifest=manifest, refused=tuple(refused))
