@@ -1,0 +1,293 @@
+"""Run configuration: typed, frozen, unknown keys refused with the nearest valid one.
+
+    config = load_config("mobile", overrides=["optim.lr=5e-4", "budget.minutes=10"])
+
+Precedence: defaults < recipe file < overrides. A recipe is a YAML file, or the name of a shipped one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nafnet_core import InputError
+from nafnet_core.schedules import ScheduleKind
+
+_PACKAGE = Path(__file__).resolve().parent
+PresetName = Literal["width32", "width64", "mobile"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(Section):
+    """The network: a preset, or its numbers (see `nafnet_core.NAFNetConfig`)."""
+
+    preset: PresetName | None = None
+    width: int | None = Field(None, gt=0)
+    enc_blk_nums: tuple[int, ...] | None = None
+    middle_blk_num: int | None = Field(None, ge=0)
+    dec_blk_nums: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ModelSection:
+        numbers = (self.width, self.enc_blk_nums, self.middle_blk_num, self.dec_blk_nums)
+        given = [number is not None for number in numbers]
+        if self.preset is None and not all(given):
+            raise ValueError(
+                "give `preset`, or all of `width`, `enc_blk_nums`, `middle_blk_num`, `dec_blk_nums`"
+            )
+        if self.preset is not None and any(given):
+            raise ValueError("`preset` and the network's own numbers exclude each other")
+        return self
+
+
+class StoreSection(Section):
+    """One store of a training mixture."""
+
+    path: Path
+    weight: float = Field(1.0, gt=0)
+    """Passes over this store in one epoch of the mixture."""
+
+
+class DataSection(Section):
+    """Where pairs come from. Left out in shipped recipes; `--data` and `--val` fill it."""
+
+    train: tuple[StoreSection, ...] = ()
+    val: Path | None = None
+    """Store of whole images to validate on."""
+    shuffle_window_pairs: int = Field(65_536, gt=0)
+    """Pairs shuffled among one another; a window is a random set of runs of consecutive pairs."""
+    augment: bool = True
+    """The eight flips and quarter turns."""
+
+
+class BudgetSection(Section):
+    """Length of the run; exactly one of the three."""
+
+    samples: int | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0)
+    minutes: float | None = Field(None, gt=0)
+    """Turned into samples once, by timing some steps, and stored with the run."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> BudgetSection:
+        given = [name for name in ("samples", "epochs", "minutes") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of samples, epochs and minutes; got {given or 'none'}")
+        return self
+
+
+class StageSection(Section):
+    """A part of the run with one patch and batch size."""
+
+    share: float = Field(1.0, gt=0, le=1)
+    """Part of the budget, of all samples."""
+    patch_px: int = Field(256, gt=0)
+    batch: int = Field(32, gt=0)
+    """Global batch: samples in one optimiser step, over all workers."""
+
+
+class OptimSection(Section):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.9)
+    weight_decay: float = Field(1e-3, ge=0)
+    clip_norm: float | None = Field(0.01, gt=0)
+    """Largest L2 norm of the gradient. 0.01 stands as a constant in NAFNet's image_restoration_model.py."""
+    ema_decay: float | None = Field(0.999, gt=0, lt=1)
+    """Decay a step of the averaged weights, which are what is validated and registered; None for none."""
+    residual_scale: float = Field(0.0, ge=0)
+    """Standard deviation of the initial β and γ. 0 is the paper's."""
+    max_bad_steps: int = Field(20, gt=0)
+    """Steps in a row with a non-finite gradient that are skipped before the run stops."""
+
+
+class ScheduleSection(Section):
+    """Learning rate over the run; see `nafnet_core.schedules.learning_rate`."""
+
+    kind: ScheduleKind = "cosine"
+    final_lr: float = Field(1e-7, gt=0)
+    warmup_share: float = Field(0.0, ge=0, lt=1)
+    decay: float = Field(0.5, gt=0, lt=1)
+    milestones: tuple[float, ...] = ()
+
+
+class ScalingSection(Section):
+    """Who does the work."""
+
+    num_workers: int = Field(1, gt=0)
+    use_gpu: bool = False
+    threads_per_worker: int | None = Field(None, gt=0)
+    """CPU threads of a training worker; None shares this machine's cores out evenly."""
+    cpus_per_worker: float = Field(0.75, gt=0)
+    """CPUs that Ray reserves for a training worker. Below a core, so that readers find room."""
+    readers_per_worker: int = Field(1, gt=0)
+    reader_cpus: float = Field(0.2, gt=0)
+    """CPUs that Ray reserves for a reader."""
+    micro_batch: int | None = Field(None, gt=0)
+    """Samples in one forward pass of one worker; None takes the worker's whole slice of the batch."""
+    max_failures: int = Field(3, ge=0)
+    """Times that lost workers are replaced."""
+
+
+class CheckpointSection(Section):
+    """When state is saved, and how much of it is kept."""
+
+    every_minutes: float = Field(2.0, gt=0)
+    keep: int = Field(3, gt=0)
+    """Newest checkpoints kept, beside the best one."""
+
+
+class ValidationSection(Section):
+    """Scores on whole images during the run."""
+
+    times: int = Field(10, ge=0)
+    """Validations, evenly spread; the last is at the end. 0 for none."""
+    max_images: int = Field(16, gt=0)
+
+
+class TrackingSection(Section):
+    """Where the run is recorded."""
+
+    experiment: str = "nafnet"
+    uri: str | None = None
+    """MLflow server; None takes MLFLOW_TRACKING_URI, else the workspace's own SQLite data base."""
+    log_every_s: float = Field(2.0, gt=0)
+
+
+class RunConfig(Section):
+    """One training run, whole."""
+
+    name: str = Field("train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    model: ModelSection
+    data: DataSection = DataSection()
+    budget: BudgetSection
+    stages: tuple[StageSection, ...] = Field((StageSection(),), min_length=1)
+    optim: OptimSection = OptimSection()
+    schedule: ScheduleSection = ScheduleSection()
+    loss: dict[Literal["l1", "l2", "charbonnier", "psnr"], float] = Field({"psnr": 1.0}, min_length=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    scaling: ScalingSection = ScalingSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    validation: ValidationSection = ValidationSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> RunConfig:
+        total = sum(stage.share for stage in self.stages)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the stages' shares must add up to 1, not {total:g}")
+        for stage in self.stages:
+            if stage.batch < self.scaling.num_workers:
+                raise ValueError(
+                    f"a batch of {stage.batch} cannot be shared by {self.scaling.num_workers} workers"
+                )
+        if self.schedule.final_lr > self.optim.lr:
+            raise ValueError("schedule.final_lr must not exceed optim.lr")
+        return self
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe, apply `key.path=value` overrides, and check all of it.
+
+    Raises:
+        InputError: no such recipe, bad YAML, an unknown key (the nearest valid one is named), or a value
+            that cannot be.
+    """
+    path = find_recipe(recipe)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError("not a YAML file", file=path, got=" ".join(str(error).split())[:150]) from error
+    if not isinstance(content, dict):
+        raise InputError("not a recipe", file=path, expected="a mapping", got=type(content).__name__)
+    for override in overrides:
+        _apply(content, override)
+    return parse_config(content, file=path)
+
+
+def parse_config(content: Mapping[str, Any], *, file: str | Path) -> RunConfig:
+    """Check plain values against `RunConfig`. Raises `InputError` naming the first fault."""
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise _explained(error, file) from error
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """Path of a recipe: an existing file, or a shipped recipe by name.
+
+    Raises:
+        InputError: neither; the shipped names are listed.
+    """
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in _recipes_folder().glob("*.yaml")}
+    if str(recipe) in shipped:
+        return shipped[str(recipe)]
+    raise InputError("no such recipe", file=recipe, expected=f"a file, or one of {sorted(shipped)}")
+
+
+def _recipes_folder() -> Path:
+    # In a wheel they lie inside the package, in a checkout beside it.
+    inside = _PACKAGE / "recipes"
+    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError("not an override", got=override, expected="key.path=value")
+    *parents, last = key.strip().split(".")
+    place = content
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise InputError("not a section of the configuration", got=parent, file=key)
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError("not a value", file=key, got=value) from error
+    if last in BudgetSection.model_fields and parents == ["budget"]:
+        # The three exclude each other: naming one replaces the recipe's.
+        for other in set(BudgetSection.model_fields) - {last}:
+            place.pop(other, None)
+
+
+def _explained(error: ValidationError, file: str | Path) -> InputError:
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"]) or "the whole"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
+        return InputError(
+            f"unknown key {location!r} in the configuration",
+            file=file,
+            fix=f"Did you mean {near[0]!r}? Known here: {', '.join(known)}",
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    got = first["input"] if not isinstance(first["input"], (dict, BaseModel)) else None
+    return InputError(f"bad value for {location!r}", file=file, expected=message, got=got)
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        nested = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(t for t in nested if isinstance(t, type) and issubclass(t, BaseModel))
+    return sorted(model.model_fields)
