@@ -47,7 +47,7 @@ class NAFNetError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions across processes; the constructor's own signature would not survive.
-        return _rebuild, (type(self), str(self))
+        return _rebuild, (type(self), str(self)), self.__dict__
 
 
 class InputError(NAFNetError):

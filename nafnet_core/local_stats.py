@@ -73,7 +73,7 @@ def box_mean(x: Tensor, window_px: int) -> Tensor:
 
 @contextmanager
 def local_statistics(model: nn.Module, train_patch_px: int | None) -> Iterator[None]:
-    """Run `model` with TLC inside the `with` block; global statistics come back afterwards.
+    """Run `model` with TLC inside the `with` block; the statistics used before come back afterwards.
 
     Args:
         model: a NAFNet.
@@ -83,13 +83,14 @@ def local_statistics(model: nn.Module, train_patch_px: int | None) -> Iterator[N
         yield
         return
     pools = list(_pools_with_stride(model))
+    windows_before = [pool.window_px for pool, _ in pools]
     try:
         for pool, stride in pools:
             pool.window_px = max(1, int(train_patch_px * WINDOW_PER_PATCH) // stride)
         yield
     finally:
-        for pool, _ in pools:
-            pool.window_px = None
+        for (pool, _), window_px in zip(pools, windows_before, strict=True):
+            pool.window_px = window_px
 
 
 def _pools_with_stride(model: nn.Module) -> Iterator[tuple[LocalMean, int]]:

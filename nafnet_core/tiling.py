@@ -20,7 +20,9 @@ from nafnet_core.local_stats import local_statistics
 from nafnet_core.model import NAFNet
 
 DEFAULT_OVERLAP_PX = 64
-MIN_TILE_PX = 128
+MIN_TILE_PX = (
+    192  # The smallest multiple of 64 that `DEFAULT_OVERLAP_PX` allows: it must be below half a tile.
+)
 # Floats alive at once a pixel at full resolution, in units of `width`: the block's expanded maps, the
 # skip, and the fp64 integral image of local statistics. Read off peak memory at several sizes.
 _LIVE_MAPS = 22
@@ -68,7 +70,8 @@ def restore_image(
         (H, W, 3), dtype of the input.
 
     Raises:
-        ValueError: not (H, W, 3) of uint8 or uint16, or the overlap is not smaller than half a tile.
+        ValueError: not (H, W, 3) of uint8 or uint16, the overlap is not smaller than half a tile, or the tile
+            is too small for the network.
     """
     if lq_hwc.ndim != 3 or lq_hwc.shape[2] != model.config.img_channel or 0 in lq_hwc.shape:
         raise ValueError(f"expected (H, W, {model.config.img_channel}), got {lq_hwc.shape}")
@@ -82,21 +85,32 @@ def restore_image(
             return _quantized(whole, white, lq_hwc.dtype)
         if not 0 <= 2 * overlap_px < tile_px:
             raise ValueError(f"overlap {overlap_px} px must be below half of the tile, {tile_px} px")
+        if tile_px - overlap_px < model.config.stride_px:
+            raise ValueError(
+                f"tile {tile_px} px must exceed the overlap, {overlap_px} px, "
+                f"by the network's stride, {model.config.stride_px} px"
+            )
         return _run_tiled(model, lq_hwc, white, tile_px, overlap_px, autocast)
 
 
-def tiles(height: int, width: int, tile_px: int, overlap_px: int) -> Iterator[Tile]:
-    """Cover (height, width) with tiles of `tile_px`, row by row, overlapping by at least `overlap_px`."""
-    for top, tile_height in _spans(height, tile_px, overlap_px):
-        for left, tile_width in _spans(width, tile_px, overlap_px):
+def tiles(height: int, width: int, tile_px: int, overlap_px: int, align_px: int = 1) -> Iterator[Tile]:
+    """Cover (height, width) with tiles, row by row, overlapping by at least `overlap_px`.
+
+    Tiles are `tile_px` a side, the last of a row or column up to `align_px - 1` less, and start at multiples
+    of `align_px`, which must not exceed `tile_px - overlap_px`.
+    """
+    for top, tile_height in _spans(height, tile_px, overlap_px, align_px):
+        for left, tile_width in _spans(width, tile_px, overlap_px, align_px):
             yield Tile(top=top, left=left, height=tile_height, width=tile_width)
 
 
-def _spans(length: int, tile_px: int, overlap_px: int) -> list[tuple[int, int]]:
+def _spans(length: int, tile_px: int, overlap_px: int, align_px: int) -> list[tuple[int, int]]:
     if length <= tile_px:
         return [(0, length)]
-    starts = list(range(0, length - tile_px, tile_px - overlap_px))
-    return [(start, tile_px) for start in [*starts, length - tile_px]]
+    step = (tile_px - overlap_px) // align_px * align_px
+    spans = [(start, tile_px) for start in range(0, length - tile_px, step)]
+    last = -(-(length - tile_px) // align_px) * align_px
+    return [*spans, (last, length - last)]
 
 
 def _run_tiled(
@@ -110,8 +124,9 @@ def _run_tiled(
     # One band of tiles is blended at a time, so that the float sums never cover the whole photo.
     height, width = lq_hwc.shape[:2]
     restored = np.empty_like(lq_hwc)
-    rows = _spans(height, tile_px, overlap_px)
-    cols = _spans(width, tile_px, overlap_px)
+    # The network downsamples on a grid: a tile off the whole image's grid gives other pixels, not just seams.
+    rows = _spans(height, tile_px, overlap_px, model.config.stride_px)
+    cols = _spans(width, tile_px, overlap_px, model.config.stride_px)
     total = torch.zeros(rows[0][1], width, lq_hwc.shape[2])
     weight = torch.zeros(rows[0][1], width, 1)
     for index, (top, tile_height) in enumerate(rows):
@@ -121,8 +136,8 @@ def _run_tiled(
                 _ramp(tile_height, top, height, overlap_px)[:, None, None]
                 * _ramp(tile_width, left, width, overlap_px)[None, :, None]
             )
-            total[:, left : left + tile_width] += _run(model, patch, white, autocast) * ramp
-            weight[:, left : left + tile_width] += ramp
+            total[:tile_height, left : left + tile_width] += _run(model, patch, white, autocast) * ramp
+            weight[:tile_height, left : left + tile_width] += ramp
         done = (rows[index + 1][0] if index + 1 < len(rows) else height) - top
         restored[top : top + done] = _quantized(total[:done] / weight[:done], white, lq_hwc.dtype)
         total = torch.cat([total[done:], torch.zeros(done, *total.shape[1:])])

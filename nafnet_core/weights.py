@@ -21,6 +21,7 @@ StateDict = Mapping[str, Tensor]
 METADATA_KEY = "nafnet"
 # Where official and BasicSR-like checkpoints keep the weights, best first.
 _WRAPPERS = ("params_ema", "params", "state_dict", "model")
+_PTH_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip, since torch 1.6; a bare pickle before
 _SHOWN_KEYS = 3
 
 
@@ -81,10 +82,16 @@ def load_state(model: NAFNet, state: StateDict, *, file: str | Path) -> None:
     own = model.state_dict()
     faults = [f"missing {key}" for key in own if key not in state]
     faults += [f"unexpected {key}" for key in state if key not in own]
+    common = {key: state[key] for key in own if key in state}
     faults += [
-        f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} is {tuple(value.shape)}, not {tuple(own[key].shape)}"
+        for key, value in common.items()
+        if value.shape != own[key].shape
+    ]
+    faults += [
+        f"{key} is {value.dtype} {value.layout}, not dense floating point"
+        for key, value in common.items()
+        if not value.is_floating_point() or value.layout != torch.strided
     ]
     if faults:
         raise InputError("the weights do not fit the network", file=file, got=_first(faults))
@@ -107,15 +114,26 @@ def infer_config(state: StateDict, *, file: str | Path) -> NAFNetConfig:
 
     def count(pattern: str) -> int:
         found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
-        return max(found, default=-1) + 1
+        number = max(found, default=-1) + 1
+        # One stray `middle_blks.999999999.x` must not make us build a billion blocks.
+        if number > len(state):
+            got = f"block {number - 1} among {len(state)} keys"
+            raise InputError("not a NAFNet checkpoint", file=file, got=got)
+        return number
+
+    def expansion(layer: str) -> int:
+        shapes = [
+            value.shape
+            for key, value in state.items()
+            if key.endswith(f".{layer}.weight") and value.dim() == 4
+        ]
+        if not shapes or 0 in shapes[0]:
+            expected = f"at least one block, with {layer}"
+            raise InputError("not a NAFNet checkpoint", file=file, expected=expected)
+        return shapes[0][0] // shapes[0][1]
 
     width, img_channel = state["intro.weight"].shape[:2]
     num_stages = count(r"downs\.(\d+)\.")
-    blocks = [key[: -len("conv1.weight")] for key in state if key.endswith(".conv1.weight")]
-    if not blocks:
-        raise InputError("not a NAFNet checkpoint", file=file, expected="at least one block")
-    dw, channels = state[blocks[0] + "conv1.weight"].shape[:2]
-    ffn = state[blocks[0] + "conv4.weight"].shape[0] if blocks[0] + "conv4.weight" in state else 0
     try:
         return NAFNetConfig(
             width=width,
@@ -123,8 +141,8 @@ def infer_config(state: StateDict, *, file: str | Path) -> NAFNetConfig:
             enc_blk_nums=tuple(count(rf"encoders\.{i}\.(\d+)\.") for i in range(num_stages)),
             middle_blk_num=count(r"middle_blks\.(\d+)\."),
             dec_blk_nums=tuple(count(rf"decoders\.{i}\.(\d+)\.") for i in range(num_stages)),
-            dw_expand=dw // channels,
-            ffn_expand=ffn // channels,
+            dw_expand=expansion("conv1"),
+            ffn_expand=expansion("conv4"),
         )
     except ValueError as error:
         raise InputError("not a NAFNet checkpoint", file=file, got=str(error)) from error
@@ -133,14 +151,20 @@ def infer_config(state: StateDict, *, file: str | Path) -> NAFNetConfig:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = (file.metadata() or {}).get(METADATA_KEY, "{}")
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(header)  # noqa: SIM118
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise InputError("damaged weights file", file=path, got=str(error)) from error
+    if not isinstance(metadata, dict):
+        raise InputError("damaged weights file", file=path, expected="a table of metadata", got=metadata)
+    return state, metadata
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
     try:
+        with path.open("rb") as file:
+            if not file.read(4).startswith(_PTH_MAGIC):
+                raise ValueError("a file that torch.save did not write")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -149,15 +173,21 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
             expected="tensors only",
             fix="Ask its author for a state dict, or convert it on a machine you can lose",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:
+        # On a damaged pickle `torch.load` raises whatever comes: KeyError, IndexError, AssertionError, …
         raise InputError("damaged weights file", file=path, got=str(error)[:120]) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
             break
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise InputError("not a NAFNet checkpoint", file=path, expected="a dict of tensors")
-    return {key.removeprefix("module."): value.float() for key, value in content.items()}
+    return {
+        key.removeprefix("module."): value.float() if value.is_floating_point() else value
+        for key, value in content.items()
+    }
 
 
 def _first(items: list[str]) -> str:

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nafnet_core import NAFNet, NAFNetConfig, restore_image
+from nafnet_core.local_stats import LocalMean, box_mean, local_statistics
+from tests.nafnet_core.networks import (
+    DEEP,
+    SMALL,
+    assert_network_acts,
+    lively_network,
+    photo,
+    photo_nchw,
+    reference_of,
+)
+from tests.reference import naive_local_mean
+
+
+def windows(model: NAFNet) -> dict[str, int | None]:
+    return {name: pool.window_px for name, pool in model.named_modules() if isinstance(pool, LocalMean)}
+
+
+# The mean itself
+
+
+@settings(deadline=None, max_examples=60)
+@given(height=st.integers(1, 14), width=st.integers(1, 14), window_px=st.integers(1, 17))
+def test_local_mean_is_the_naive_one(height: int, width: int, window_px: int) -> None:
+    generator = torch.Generator().manual_seed(height * 1000 + width * 20 + window_px)
+    x = torch.randn(2, 3, height, width, generator=generator)
+    pool = LocalMean()
+    pool.window_px = window_px
+    torch.testing.assert_close(pool(x), naive_local_mean(x, window_px), rtol=0, atol=1e-6)
+
+
+def test_box_mean_by_hand() -> None:
+    x = torch.tensor([[1.0, 2.0, 6.0], [3.0, 4.0, 0.0]])[None, None]
+    # One row of windows fits, of two columns: it is repeated below, and the second one to the right.
+    assert box_mean(x, 2)[0, 0].tolist() == [[2.5, 3.0, 3.0], [2.5, 3.0, 3.0]]
+
+
+def test_local_mean_follows_the_image() -> None:
+    step = torch.cat([torch.zeros(1, 1, 8, 20), torch.ones(1, 1, 8, 20)], dim=3)
+    pool = LocalMean()
+    assert pool(step).flatten().tolist() == [0.5]
+    pool.window_px = 5
+    local = pool(step)[0, 0, 4]
+    assert local[5] == 0 and local[34] == 1
+    assert 0 < local[19] < local[20] < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_box_mean_keeps_the_dtype(dtype: torch.dtype) -> None:
+    x = torch.rand(1, 2, 9, 9, generator=torch.Generator().manual_seed(1)).to(dtype)
+    mean = box_mean(x, 3)
+    assert mean.dtype == dtype
+    torch.testing.assert_close(mean.double(), box_mean(x.double(), 3), rtol=0, atol=2**-8)
+
+
+def test_box_mean_stays_exact_on_a_large_map() -> None:
+    # Running sums reach 2e9 here; in fp32 their differences are off by whole units.
+    noise = torch.randn(1, 1, 1500, 1500, generator=torch.Generator().manual_seed(1))
+    mean = box_mean(noise + 1000, 96)[0, 0]
+    for top, left in ((0, 0), (700, 700), (1404, 1404)):
+        expected = (noise + 1000)[0, 0, top : top + 96, left : left + 96].double().mean()
+        # 1405 windows fit, so 95 px are replicated: 47 before, 48 after.
+        assert mean[top + 47, left + 47].item() == pytest.approx(expected.item(), abs=2e-4)
+
+
+# In the network
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (50, 70), (127, 129), (1, 1)])
+@pytest.mark.parametrize(
+    ("config", "train_patch_px"), [(SMALL, 32), (SMALL, 20), (DEEP, 32)], ids=["small", "odd", "deep"]
+)
+def test_output_is_the_references(config: NAFNetConfig, train_patch_px: int, height: int, width: int) -> None:
+    model = lively_network(config)
+    lq = photo_nchw(height, width)
+    assert_network_acts(model, photo_nchw(64, 64))
+    reference = reference_of(model)
+    reference.localize(train_patch_px)
+    with torch.no_grad(), local_statistics(model, train_patch_px):
+        restored = model(lq)
+    with torch.no_grad():
+        torch.testing.assert_close(restored, reference(lq), rtol=0, atol=1e-5)
+        if min(height, width) > 1:
+            assert (restored - model(lq)).abs().max() > 0.01, "local and global statistics do not differ"
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 120), (120, 20)])
+def test_window_that_covers_one_side_only(height: int, width: int) -> None:
+    model = lively_network(SMALL)
+    lq = photo_nchw(height, width)
+    assert_network_acts(model, lq)
+    reference = reference_of(model)
+    reference.localize(32)
+    with torch.no_grad(), local_statistics(model, 32):
+        torch.testing.assert_close(model(lq), reference(lq), rtol=0, atol=1e-5)
+
+
+def test_window_that_covers_everything_is_the_global_mean() -> None:
+    model = lively_network(SMALL)
+    lq = photo_nchw(48, 96)
+    assert_network_acts(model, lq)
+    with torch.no_grad():
+        plain = model(lq)
+        with local_statistics(model, 64):
+            assert torch.equal(model(lq), plain)
+        with local_statistics(model, 60):
+            assert not torch.equal(model(lq), plain)
+
+
+def test_windows_are_one_and_a_half_patches_at_each_scale() -> None:
+    model = NAFNet(DEEP)
+    with local_statistics(model, 64):
+        sides = windows(model)
+    assert sides == {
+        "encoders.0.0.sca.0": 96,
+        "encoders.1.0.sca.0": 48,
+        "encoders.2.0.sca.0": 24,
+        "encoders.3.0.sca.0": 12,
+        "encoders.3.1.sca.0": 12,
+        "middle_blks.0.sca.0": 6,
+        "decoders.0.0.sca.0": 12,
+        "decoders.1.0.sca.0": 24,
+        "decoders.2.0.sca.0": 48,
+        "decoders.3.0.sca.0": 96,
+    }
+
+
+def test_window_is_never_empty() -> None:
+    model = lively_network(DEEP)
+    with torch.no_grad(), local_statistics(model, 4):
+        assert min(side for side in windows(model).values() if side is not None) == 1
+        assert model(photo_nchw(48, 48)).isfinite().all()
+
+
+# The context
+
+
+def test_global_statistics_come_back() -> None:
+    model = lively_network(SMALL)
+    lq = photo_nchw(60, 60)
+    with torch.no_grad():
+        before = model(lq)
+        with local_statistics(model, 16):
+            within = model(lq)
+        after = model(lq)
+    assert set(windows(model).values()) == {None}
+    assert torch.equal(after, before)
+    assert not torch.equal(within, before)
+
+
+def test_global_statistics_come_back_after_an_exception() -> None:
+    model = NAFNet(SMALL)
+    with pytest.raises(KeyboardInterrupt), local_statistics(model, 16):
+        assert None not in windows(model).values()
+        raise KeyboardInterrupt
+    assert set(windows(model).values()) == {None}
+
+
+def test_outer_statistics_come_back_after_an_inner_use() -> None:
+    # `restore_image` sets its own; a caller's block around it must hold afterwards.
+    model = lively_network(SMALL)
+    with local_statistics(model, 16):
+        outer = windows(model)
+        restore_image(model, photo(40, 40), train_patch_px=32)
+        assert windows(model) == outer
+    assert set(windows(model).values()) == {None}
+
+
+def test_none_leaves_global_statistics() -> None:
+    model = NAFNet(SMALL)
+    with local_statistics(model, None):
+        assert set(windows(model).values()) == {None}
+
+
+def test_statistics_add_nothing_to_the_weights() -> None:
+    model = NAFNet(SMALL)
+    keys = set(model.state_dict())
+    with local_statistics(model, 16):
+        assert set(model.state_dict()) == keys
+
+
+def test_tiles_and_whole_image_use_the_same_window() -> None:
+    model = lively_network(SMALL)
+    image = photo(150, 200)
+    middle = (slice(60, 90), slice(80, 120))
+    crop = np.ascontiguousarray(image[20:132, 40:160])
+    whole = restore_image(model, image, train_patch_px=16)[middle].astype(int)
+    part = restore_image(model, crop, train_patch_px=16)[40:70, 40:80].astype(int)
+    assert np.abs(whole - part).max() <= 1
+    # With global statistics the two do differ: the test would notice.
+    whole = restore_image(model, image, train_patch_px=None)[middle].astype(int)
+    part = restore_image(model, crop, train_patch_px=None)[40:70, 40:80].astype(int)
+    assert np.abs(whole - part).max() > 1
