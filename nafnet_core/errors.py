@@ -35,15 +35,19 @@ class NAFNetError(Exception):
             got: what was found instead.
             fix: what the user can do, as a sentence or a command.
         """
-        line = what if file is None else f"{what}: {str(file)!r}"
+        line = _one_line(what)
+        if file is not None:
+            line += f": {str(file)!r}"  # has no line breaks, and its spaces are part of the name
         facts = [
-            f"{name} {value}" for name, value in (("expected", expected), ("got", got)) if value is not None
+            f"{name} {_one_line(value)}"
+            for name, value in (("expected", expected), ("got", got))
+            if value is not None
         ]
         if facts:
             line += f" ({', '.join(facts)})"
         if fix:
-            line += f". {fix}"
-        super().__init__(" ".join(line.split()))
+            line += f". {_one_line(fix)}"
+        super().__init__(line)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions across processes; the constructor's own signature would not survive.
@@ -76,6 +80,10 @@ class StoppedError(NAFNetError):
     def __init__(self, what: str, *, exit_code: int = 130, fix: str | None = None) -> None:
         super().__init__(what, fix=fix)
         self.exit_code = exit_code
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())
 
 
 def _rebuild(kind: type[NAFNetError], line: str) -> NAFNetError:
