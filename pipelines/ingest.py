@@ -1,7 +1,7 @@
 """Patches for training: the sample plan, read through Ray Data.
 
 Each training worker runs one Ray Data pipeline over its own slice of every global batch:
-`range → readers (actor pool) → ordered batches`. One execution spans epochs, so nothing stalls where one
+plan → readers → ordered batches. One execution spans epochs, so nothing stalls where one
 ends. (`streaming_split` promises no order, so the rank's slice comes from the plan instead.)
 """
 
@@ -10,20 +10,26 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import ray.data
 from numpy.typing import NDArray
+from ray.data.block import Block, BlockAccessor, BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import RayTaskError
 
+from cluster.connect import quiet_data_context
 from nafnet_core import InputError
 from nafnet_core.transforms import dihedral
 from pipelines.config import DataSection
 from pipelines.plan import SamplePlan, rank_slice
 from pipelines.store import PairStore, read_manifest
 
-# Rows in one read task: enough to amortise the task, few enough that readers stay just ahead of the steps.
-_ROWS_PER_TASK = 64
+# Rows in one block: enough to amortise the task, few enough that readers stay just ahead of the steps.
+_ROWS_PER_BLOCK = 64
+_MAX_TASKS = 20_000
 _PREFETCH_BATCHES = 4
 
 
@@ -90,21 +96,61 @@ def read_patches(
     return PatchBatch(samples=numbers, lq=lq, gt=gt)
 
 
-class PatchReader:
-    """Reader of one pipeline; runs in a Ray actor. Stores are opened once, in the actor."""
+class PlanDatasource(Datasource):
+    """Ray Data source of one rank's samples of a span, in order.
+
+    A source of its own, and not `range → map_batches`: there the range's tasks ask for a whole CPU each, and
+    wait for ever where training workers hold them.
+    """
 
     def __init__(
         self, plan: SamplePlan, roots: Sequence[Path], span: Span, rank: int, world_size: int
     ) -> None:
-        self._plan = plan
-        self._stores = [PairStore(root) for root in roots]
-        self._span = span
-        self._slice = rank_slice(span.batch, rank, world_size)
+        self._plan, self._roots, self._span = plan, tuple(roots), span
+        self._part = rank_slice(span.batch, rank, world_size)
 
-    def __call__(self, rows: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
-        numbers = rank_samples(self._span, self._slice, rows["id"])
-        batch = read_patches(self._plan, self._stores, numbers, self._span.patch_px)
-        return {"sample": batch.samples, "lq": batch.lq, "gt": batch.gt}
+    @property
+    def num_rows(self) -> int:
+        return self._span.num_batches * (self._part[1] - self._part[0])
+
+    def estimate_inmemory_data_size(self) -> int:
+        return self.num_rows * self._row_bytes
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None
+    ) -> list[ReadTask]:
+        """Tasks of consecutive rows; `parallelism` is a hint that the plan's own sizes overrule."""
+        rows = max(_ROWS_PER_BLOCK, -(-self.num_rows // _MAX_TASKS))
+        tasks = []
+        for start in range(0, self.num_rows, rows):
+            stop = min(start + rows, self.num_rows)
+            metadata = BlockMetadata(
+                num_rows=stop - start,
+                size_bytes=(stop - start) * self._row_bytes,
+                input_files=None,
+                exec_stats=None,
+            )
+            tasks.append(ReadTask(partial(self.read, start, stop), metadata))
+        return tasks
+
+    def read(self, start: int, stop: int) -> Iterator[Block]:
+        """Blocks of the rows from `start` to `stop`; runs in a Ray task."""
+        stores = [_opened(root) for root in self._roots]
+        for first in range(start, stop, _ROWS_PER_BLOCK):
+            rows = np.arange(first, min(first + _ROWS_PER_BLOCK, stop))
+            numbers = rank_samples(self._span, self._part, rows)
+            batch = read_patches(self._plan, stores, numbers, self._span.patch_px)
+            yield BlockAccessor.batch_to_block({"sample": batch.samples, "lq": batch.lq, "gt": batch.gt})
+
+    @property
+    def _row_bytes(self) -> int:
+        return self._span.patch_px**2 * 6
+
+
+@lru_cache(maxsize=64)
+def _opened(root: Path) -> PairStore:
+    """Stores stay open for the life of a reader process; LMDB wants each file opened once a process."""
+    return PairStore(root)
 
 
 def rank_samples(span: Span, part: tuple[int, int], rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -123,29 +169,17 @@ def ray_batches(
     num_readers: int,
     reader_cpus: float,
 ) -> Iterator[PatchBatch]:
-    """Batches of one rank over one span, in order, read by Ray actors.
+    """Batches of one rank over one span, in order, read by `num_readers` Ray tasks at a time.
 
     Raises:
         InputError: a shard is missing or damaged.
     """
-    import ray.data
-    from ray.exceptions import RayTaskError
-
-    from cluster.connect import quiet_data_context
-
     quiet_data_context()
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    source = PlanDatasource(plan, roots, span, rank, world_size)
+    dataset = ray.data.read_datasource(source, concurrency=num_readers, num_cpus=reader_cpus)
     part = rank_slice(span.batch, rank, world_size)
     length = part[1] - part[0]
-    num_rows = span.num_batches * length
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    dataset = ray.data.range(num_rows, override_num_blocks=-(-num_rows // _ROWS_PER_TASK)).map_batches(
-        PatchReader,
-        fn_constructor_args=(plan, list(roots), span, rank, world_size),
-        batch_size=min(_ROWS_PER_TASK, num_rows),
-        compute=ray.data.ActorPoolStrategy(size=num_readers),
-        num_cpus=reader_cpus,
-    )
     batches = dataset.iter_batches(
         batch_size=length, prefetch_batches=_PREFETCH_BATCHES, batch_format="numpy"
     )
@@ -158,9 +192,8 @@ def ray_batches(
             yield PatchBatch(samples=batch["sample"], lq=batch["lq"], gt=batch["gt"])
             expected = expected + span.batch
     except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, InputError):
-            raise cause from error
+        if isinstance(error.cause, InputError):
+            raise error.cause from error
         raise
 
 

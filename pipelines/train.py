@@ -1,0 +1,374 @@
+"""One training run: NAFNet with DDP on Ray Train.
+
+    nafnet train --config gopro_width32 --data stores/gopro/train --val stores/gopro/test
+    nafnet train --config mobile --data store/ --set budget.minutes=3      # a laptop
+
+This file is the driver: it checks what can be checked, starts the workers, sends their journal to MLflow and
+TensorBoard, and turns Ctrl-C into a checkpoint. The loop itself is in `pipelines/loop.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.connect import connect
+from nafnet_core import CapabilityError, InputError, NAFNetError, StoppedError
+from pipelines.checkpoint import CheckpointLedger
+from pipelines.config import RunConfig
+from pipelines.files import make_folder, write_json
+from pipelines.ingest import check_patches, plan_for, ray_batches
+from pipelines.journal import METRICS
+from pipelines.loop import RESULT, STOP, set_threads, train
+from pipelines.pictures import curves
+from pipelines.plan import SamplePlan
+from pipelines.store import read_manifest
+from pipelines.tracking import Row, Tracker, git_commit, make_experiment, mlflow_client
+from pipelines.trainer import TrainContext, build_model
+from pipelines.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+_PUMP_EVERY_S = 1.0
+# What may change between two attempts at one run without making it another run.
+_FREE_SECTIONS = {"scaling", "checkpoint", "tracking"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A finished run."""
+
+    run_dir: Path
+    weights: Path
+    """Best checkpoint's averaged weights."""
+    mlflow_run_id: str
+    samples: int
+    psnr_db: float | None
+    """Best validation PSNR; None where there was no validation."""
+    samples_per_s: float
+    """Median over the journal of global samples a second."""
+    data_wait: float
+    """Share of the time that rank 0 waited for data."""
+    num_workers: int
+    pictures: tuple[Path, ...]
+
+
+def run(
+    config: RunConfig,
+    workspace: Workspace,
+    *,
+    address: str | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> TrainResult:
+    """Train, or go on with the run of this name where it stopped.
+
+    Args:
+        config: the whole run.
+        workspace: where the run's storage is.
+        address: a Ray cluster; None for this machine.
+        on_row: called with each new journal row.
+
+    Raises:
+        InputError: the configuration, the data or an earlier run of this name does not allow it.
+        CapabilityError: this machine or cluster has not the workers or GPUs asked for.
+        StoppedError: Ctrl-C or SIGTERM; the state is saved.
+    """
+    check(config)
+    workspace.make()
+    run_dir = make_folder(workspace.run_dir(config.name))
+    _claim(config, run_dir)
+    if (run_dir / RESULT).exists():
+        raise InputError(
+            "this run is finished already", file=run_dir, fix="Give the new run another name with --name"
+        )
+    client = mlflow_client(workspace, config.tracking.uri)
+    tracker = Tracker(client, run_dir, run_dir / METRICS)
+    experiment = make_experiment(client, config.tracking.experiment, workspace)
+    (run_dir / STOP).unlink(missing_ok=True)
+    # In this order: `ray.init` sets a SIGTERM handler of its own.
+    with connect(address), _stop_requests(run_dir / STOP) as request:
+        _check_resources(config)
+        params = {
+            **config.model_dump(mode="json"),
+            "num_parameters": build_model(config.model).num_parameters,
+        }
+        run_id = tracker.start(experiment, config.name, params, _tags(config))
+
+        def pump() -> None:
+            for row in tracker.pump():
+                on_row(row)
+
+        try:
+            _fit(config, run_dir, pump)
+        except BaseException:
+            tracker.finish("FAILED")
+            raise
+        pump()
+        if request.exit_code is not None and not (run_dir / RESULT).exists():
+            tracker.finish("KILLED")
+            raise StoppedError(
+                f"stopped; all state is saved in {run_dir}",
+                exit_code=request.exit_code,
+                fix="The same command goes on from there",
+            )
+        return _conclude(config, run_dir, tracker, run_id)
+
+
+def check(config: RunConfig) -> None:
+    """Everything that can be known before any time is spent. Raises `InputError`."""
+    if not config.data.train:
+        raise InputError(
+            "no training data", fix="Name a store with --data STORE, or in the recipe's data.train"
+        )
+    model = build_model(config.model)
+    for stage in config.stages:
+        check_patches(config.data, stage.patch_px)
+        if stage.patch_px % model.config.stride_px:
+            raise InputError(
+                "the patch does not fit the network",
+                expected=f"a multiple of {model.config.stride_px} px",
+                got=f"{stage.patch_px} px",
+                fix="Change stages.*.patch_px",
+            )
+    if config.data.val is not None:
+        read_manifest(config.data.val)
+
+
+def worker_main(job: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray.train
+    import ray.train.torch
+
+    config, run_dir = RunConfig.model_validate(job["config"]), Path(job["run_dir"])
+    plan: SamplePlan = job["plan"]
+    placement = ray.train.get_context()
+    rank, world_size = placement.get_world_rank(), placement.get_world_size()
+    _log_to(run_dir / "logs" / f"rank{rank}.log")
+    set_threads(config.scaling.threads_per_worker or max(1, (psutil.cpu_count() or 1) // world_size))
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    context = TrainContext(
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        run_dir=run_dir,
+        batches=lambda span: ray_batches(
+            plan,
+            [store.path for store in config.data.train],
+            span,
+            rank=rank,
+            world_size=world_size,
+            num_readers=config.scaling.readers_per_worker,
+            reader_cpus=config.scaling.reader_cpus,
+        ),
+        epoch_samples=plan.epoch_samples,
+        store_digests=tuple(job["digests"]),
+    )
+    try:
+        train(config, context)
+    except Exception:
+        log.exception("rank %d failed", rank)
+        raise
+
+
+def _fit(config: RunConfig, run_dir: Path, pump: Callable[[], None]) -> None:
+    """Run the workers, pumping the journal meanwhile."""
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            _trainer(config, run_dir).fit()
+        except BaseException as error:  # carried over to the driver's own thread
+            failures.append(error)
+
+    # Not on the main thread: there Ray Train takes SIGINT for itself and aborts workers unsaved.
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_PUMP_EVERY_S)
+        pump()
+    if failures:
+        raise _explained(failures[0], run_dir)
+
+
+def _trainer(config: RunConfig, run_dir: Path) -> Any:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    attempts = make_folder(run_dir / "ray")
+    scaling = config.scaling
+    job = {
+        "config": config.model_dump(mode="json"),
+        "run_dir": str(run_dir),
+        "plan": plan_for(config.data, seed=config.seed),
+        "digests": [read_manifest(store.path).digest for store in config.data.train],
+    }
+    return TorchTrainer(
+        worker_main,
+        train_loop_config=job,
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.num_workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            # Each attempt its own name: checkpoints are ours, Ray's snapshot of another must not count.
+            name=f"attempt-{sum(1 for _ in attempts.iterdir()):03d}",
+            storage_path=str(attempts),
+            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+        ),
+    )
+
+
+def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -> TrainResult:
+    ledger = CheckpointLedger(run_dir)
+    best = ledger.best()
+    assert best is not None, "a finished run has a checkpoint"
+    rows = tracker.read_all()
+    series = _series(rows)
+    pictures = sorted((run_dir / "pictures").glob("0*.png"))[-1:]
+    if series:
+        pictures.append(curves(run_dir / "pictures" / "curves.png", series, title=config.name))
+    tracker.finish("FINISHED", [*pictures, run_dir / CONFIG])
+    return TrainResult(
+        run_dir=run_dir,
+        weights=ledger.weights(best),
+        mlflow_run_id=run_id,
+        samples=ledger.entries()[-1].samples,
+        psnr_db=best.psnr_db,
+        samples_per_s=_median(rows, "train/samples_per_s"),
+        data_wait=_median(rows, "train/data_wait"),
+        num_workers=config.scaling.num_workers,
+        pictures=tuple(pictures),
+    )
+
+
+def _series(rows: list[Row]) -> dict[str, list[tuple[float, float]]]:
+    shown = ("train/loss", "train/lr", "val/psnr_db")
+    series = {
+        name: [(row.samples, row.metrics[name]) for row in rows if name in row.metrics] for name in shown
+    }
+    return {name: points for name, points in series.items() if points}
+
+
+def _median(rows: list[Row], name: str) -> float:
+    values = sorted(row.metrics[name] for row in rows if name in row.metrics)
+    return values[len(values) // 2] if values else 0.0
+
+
+def _claim(config: RunConfig, run_dir: Path) -> None:
+    """Pin the configuration in the run's storage; a later attempt must be the same run."""
+    path = run_dir / CONFIG
+    content = config.model_dump(mode="json")
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        for section in content:
+            if section not in _FREE_SECTIONS and earlier.get(section) != content[section]:
+                raise InputError(
+                    f"a run of this name has another {section!r}",
+                    file=path,
+                    expected=earlier.get(section),
+                    got=content[section],
+                    fix="Give the new run another name with --name",
+                )
+    write_json(path, content)
+
+
+def _check_resources(config: RunConfig) -> None:
+    """Training workers and readers must fit together, or the readers starve and nothing ever starts."""
+    import ray
+
+    have = ray.cluster_resources()
+    scaling = config.scaling
+    cpus = scaling.num_workers * (scaling.cpus_per_worker + scaling.readers_per_worker * scaling.reader_cpus)
+    if scaling.use_gpu and scaling.num_workers > have.get("GPU", 0):
+        raise CapabilityError(
+            "not enough GPUs", expected=scaling.num_workers, got=int(have.get("GPU", 0)),
+            fix="Lower scaling.num_workers, or set scaling.use_gpu=false",
+        )  # fmt: skip
+    if cpus > have.get("CPU", 0) + 1e-6:
+        raise CapabilityError(
+            "not enough CPUs for the training workers and their readers",
+            expected=f"{cpus:g}",
+            got=f"{have.get('CPU', 0):g}",
+            fix="Lower scaling.num_workers, scaling.cpus_per_worker or scaling.reader_cpus",
+        )
+
+
+def _tags(config: RunConfig) -> dict[str, str]:
+    tags = {
+        "nafnet.host": socket.gethostname(),
+        "nafnet.processor": platform.processor() or platform.machine(),
+        "nafnet.store_digests": ",".join(read_manifest(s.path).digest for s in config.data.train),
+    }
+    commit = git_commit()
+    return {**tags, **({"mlflow.source.git.commit": commit} if commit else {})}
+
+
+class _Request:
+    """Whether, and how, somebody asked to stop."""
+
+    exit_code: int | None = None
+
+
+@contextmanager
+def _stop_requests(flag: Path) -> Iterator[_Request]:
+    """Turn the first SIGINT or SIGTERM into a file that the workers look for; a second one ends at once."""
+    request = _Request()
+
+    def handle(number: int, frame: object) -> None:
+        if request.exit_code is not None:
+            raise KeyboardInterrupt
+        request.exit_code = 128 + number
+        flag.touch()
+        log.warning("stopping: the state is being saved (once more to stop without)")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        flag.unlink(missing_ok=True)
+
+
+def _explained(error: BaseException, run_dir: Path) -> BaseException:
+    """The user's error inside what Ray wraps it in, if there is one."""
+    for inner in getattr(error, "worker_failures", {}).values():
+        cause = getattr(inner, "cause", inner)
+        if isinstance(cause, NAFNetError):
+            return cause
+    if isinstance(error, NAFNetError):
+        return error
+    return CapabilityError(
+        "training failed", file=run_dir / "logs", got=str(error).strip().splitlines()[-1][:200]
+    )
+
+
+def _log_to(path: Path) -> None:
+    """Send this process' log to a file, once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.getLogger("pipelines").setLevel(logging.INFO)

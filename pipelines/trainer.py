@@ -1,0 +1,242 @@
+"""State of one training worker, and one optimiser step on it.
+
+Everything that a run's weights depend on is in `RunConfig` and the sample plan; the context says only where
+this worker stands and where its batches come from. Batches of uint8 become floats on the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nafnet_core import InputError
+from nafnet_core.losses import mixed_loss
+from nafnet_core.model import PRESETS, NAFNet, NAFNetConfig, randomize_residual_scales
+from nafnet_core.schedules import learning_rate
+from pipelines.checkpoint import CheckpointLedger
+from pipelines.config import ModelSection, RunConfig
+from pipelines.ingest import PatchBatch, Span
+from pipelines.plan import rank_slice
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainContext:
+    """Where a worker stands."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    run_dir: Path
+    """The run's storage; every worker sees the same."""
+    batches: Callable[[Span], Iterator[PatchBatch]]
+    """This rank's slices of the global batches of a span."""
+    epoch_samples: int
+    store_digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What one step tells; tensors stay on the device until somebody reads them."""
+
+    loss: Tensor
+    """Mean over this rank's samples, which stands for the batch: a reduction would cost more than it tells."""
+    grad_norm: Tensor
+    """L2 norm before clipping, of the whole batch's gradient."""
+    lr: float
+
+
+def build_model(section: ModelSection) -> NAFNet:
+    """The network that a recipe names. Raises `InputError` where its numbers cannot be."""
+    if section.preset is not None:
+        return NAFNet(PRESETS[section.preset])
+    try:
+        return NAFNet(NAFNetConfig(**section.model_dump(exclude={"preset"})))
+    except ValueError as error:
+        raise InputError("not a network", got=error) from error
+
+
+class Trainer:
+    """State of one worker, and the steps on it."""
+
+    def __init__(self, config: RunConfig, context: TrainContext) -> None:
+        self.config, self.context = config, context
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model).to(context.device)
+        if config.optim.residual_scale:
+            randomize_residual_scales(self.model, seed=config.seed, scale=config.optim.residual_scale)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.optim.ema_decay else None
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.optim.lr,
+            betas=config.optim.betas,
+            weight_decay=config.optim.weight_decay,
+            fused=True,
+        )
+        self.loss = mixed_loss(config.loss)
+        self.ledger = CheckpointLedger(context.run_dir, keep=config.checkpoint.keep)
+        self.samples = self.steps = self.skipped = self._skipped_in_a_row = 0
+        self.train_patch_px = max(stage.patch_px for stage in config.stages)
+        self.replica: nn.Module = self.model
+        if context.world_size > 1:
+            ids = [context.device] if context.device.type == "cuda" else None
+            self.replica = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
+
+    @property
+    def weights(self) -> NAFNet:
+        """The weights to validate and to keep: averaged where there is an average."""
+        return self.ema or self.model
+
+    def warm_up(self, patch_px: int, batch: int, steps: int) -> float:
+        """Forward and backward on noise, changing nothing; returns the median seconds of a step.
+
+        Also has DDP rebuild its buckets before the first real step: later, a resumed run would rebuild them
+        at another step than an uninterrupted one, and sum gradients in another order.
+        """
+        start, stop = rank_slice(batch, self.context.rank, self.context.world_size)
+        noise = np.random.default_rng(0).integers(0, 256, (stop - start, patch_px, patch_px, 3), np.uint8)
+        times = []
+        for _ in range(steps):
+            begin = time.perf_counter()
+            self._backward(PatchBatch(samples=np.arange(start, stop), lq=noise, gt=255 - noise), batch)
+            times.append(time.perf_counter() - begin)
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(np.median(times))
+
+    def step(self, batch: PatchBatch, global_batch: int, total_samples: int) -> StepResult:
+        """One optimiser step. Raises `InputError` after too many non-finite gradients in a row."""
+        optim = self.config.optim
+        lr = self._learning_rate(total_samples)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self._backward(batch, global_batch)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm or math.inf)
+        if bool(norm.isfinite()):
+            self.optimizer.step()
+            self._average()
+            self._skipped_in_a_row = 0
+        else:
+            self._skip(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.samples += global_batch
+        self.steps += 1
+        return StepResult(loss=loss * self.context.world_size, grad_norm=norm, lr=lr)
+
+    def save(self, psnr_db: float | None = None) -> None:
+        """Rank 0 writes a checkpoint; the others do nothing."""
+        if self.context.rank:
+            return
+        self.ledger.save(
+            samples=self.samples,
+            model=self.model,
+            ema=self.ema,
+            optimizer=self.optimizer,
+            state={"steps": self.steps, "skipped": self.skipped, "digests": self.context.store_digests},
+            metadata=self._metadata(),
+            psnr_db=psnr_db,
+        )
+
+    def resume(self) -> bool:
+        """Load the newest whole checkpoint, if there is one.
+
+        Raises:
+            InputError: it was trained on other data, or is another network.
+        """
+        entry = self.ledger.newest_whole()
+        if entry is None:
+            return False
+        state = self.ledger.restore(entry, model=self.model, ema=self.ema, optimizer=self.optimizer)
+        if tuple(state["digests"]) != self.context.store_digests:
+            raise InputError(
+                "this run was trained on other data",
+                file=self.context.run_dir,
+                expected=[digest[:12] for digest in state["digests"]],
+                got=[digest[:12] for digest in self.context.store_digests],
+                fix="Give the same stores, or another --name for a new run",
+            )
+        self.samples, self.steps, self.skipped = state["samples"], state["steps"], state["skipped"]
+        return True
+
+    def _backward(self, batch: PatchBatch, global_batch: int) -> Tensor:
+        """Accumulate the gradient of the mean loss over the *global* batch; returns this rank's part of it."""
+        device, count = self.context.device, len(batch.samples)
+        micro = self.config.scaling.micro_batch or count
+        total = torch.zeros((), device=device)
+        for start in range(0, count, micro):
+            part = slice(start, start + micro)
+            lq, gt = (_to_float(image[part], device) for image in (batch.lq, batch.gt))
+            is_last = start + micro >= count
+            no_sync = getattr(self.replica, "no_sync", contextlib.nullcontext)
+            with contextlib.nullcontext() if is_last else no_sync():
+                use_bf16 = self.config.precision == "bf16"
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16):
+                    restored = self.replica(lq)
+                loss = self.loss(restored, gt).sum() / global_batch
+                # DDP averages over ranks where the mean over the batch needs the sum.
+                (loss * self.context.world_size).backward()
+            total += loss.detach()
+        return total
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self.ema is None:
+            return
+        # A short run must forget its start sooner than the steady decay would.
+        decay = min(self.config.optim.ema_decay or 0.0, (1 + self.steps) / (10 + self.steps))
+        averaged, current = list(self.ema.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def _skip(self, batch: PatchBatch) -> None:
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        log.warning("step %d skipped: gradient not finite; samples %s", self.steps, batch.samples.tolist())
+        if self._skipped_in_a_row >= self.config.optim.max_bad_steps:
+            raise InputError(
+                f"{self._skipped_in_a_row} steps in a row gave no finite gradient: the run has diverged",
+                file=self.context.run_dir,
+                fix="Lower optim.lr, or use precision fp32; the samples are in the log",
+            )
+
+    def _learning_rate(self, total_samples: int) -> float:
+        schedule = self.config.schedule
+        return learning_rate(
+            self.samples,
+            total_samples=total_samples,
+            base=self.config.optim.lr,
+            final=schedule.final_lr,
+            kind=schedule.kind,
+            warmup_samples=round(schedule.warmup_share * total_samples),
+            decay=schedule.decay,
+            milestones=schedule.milestones,
+        )
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "train_patch_px": self.train_patch_px,
+            "samples": self.samples,
+            "run": self.config.name,
+            "store_digests": list(self.context.store_digests),
+            "recipe": self.config.model_dump(mode="json"),
+        }
+
+
+def _to_float(image_nhwc_u8: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """(N, P, P, 3) uint8 → (N, 3, P, P) fp32 in 0…1, NHWC in memory; a quarter of the bytes travel."""
+    batch = torch.from_numpy(np.ascontiguousarray(image_nhwc_u8))
+    if device.type == "cuda":
+        batch = batch.pin_memory().to(device, non_blocking=True)
+    return batch.permute(0, 3, 1, 2).float().div_(255)
