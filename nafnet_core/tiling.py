@@ -20,9 +20,7 @@ from nafnet_core.local_stats import local_statistics
 from nafnet_core.model import NAFNet
 
 DEFAULT_OVERLAP_PX = 64
-MIN_TILE_PX = (
-    192  # The smallest multiple of 64 that `DEFAULT_OVERLAP_PX` allows: it must be below half a tile.
-)
+MIN_TILE_PX = 192  # The smallest multiple of 64 of which `DEFAULT_OVERLAP_PX` is below half.
 # Floats alive at once a pixel at full resolution, in units of `width`: the block's expanded maps, the
 # skip, and the fp64 integral image of local statistics. Read off peak memory at several sizes.
 _LIVE_MAPS = 22

@@ -142,6 +142,25 @@ def test_layer_norm_keeps_bf16_but_takes_statistics_in_fp32(autocast: bool) -> N
     torch.testing.assert_close(normed.float(), norm(x.float()), rtol=2**-7, atol=2**-7)
 
 
+@pytest.mark.gpu
+def test_layer_norm_keeps_bf16_under_cuda_autocast() -> None:
+    # CUDA's autocast, unlike the CPU's, returns fp32 from `layer_norm`, and every later sum would be fp32.
+    x = torch.randn(1, 16, 5, 7, device="cuda", dtype=torch.bfloat16)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert ChannelLayerNorm(16).cuda()(x).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+def test_output_on_cuda_is_the_references_on_the_cpu() -> None:
+    model = lively_network(DEEP)
+    lq = torch.rand(2, 3, 50, 70, generator=torch.Generator().manual_seed(1))
+    assert_network_acts(model, lq)
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        expected = reference_of(model)(lq)
+        restored = model.cuda()(lq.cuda()).cpu()
+    torch.testing.assert_close(restored, expected, rtol=0, atol=1e-4)
+
+
 def test_layer_norm_normalises_the_channels_of_each_pixel() -> None:
     norm = ChannelLayerNorm(6)
     generator = torch.Generator().manual_seed(1)
