@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nafnet_core import PRESETS, InputError, NAFNet, NAFNetConfig, load_model, save_model
-from nafnet_core.weights import infer_config, load_state, read_state
-from tests.nafnet_core.networks import DEEP, SMALL, assert_network_acts, lively_network, photo_nchw
+from nafnet_core import InputError, NAFNet, NAFNetConfig, load_model, save_model
+from nafnet_core.weights import load_state, read_state
+from tests.nafnet_core.networks import SMALL, assert_network_acts, lively_network, photo_nchw
 from tests.reference import ReferenceNAFNet
 
 METADATA = {"train_patch_px": 256, "name": "göpro", "psnr_db": 33.5, "history": [1, 2]}
@@ -348,45 +346,7 @@ def test_absurd_block_number_is_refused_at_once(model: NAFNet, tmp_path: Path) -
     assert "999999999" in refused(tmp_path / "model.pth")
 
 
-# The configuration from the keys
-
-
-@st.composite
-def configs(draw: st.DrawFn) -> NAFNetConfig:
-    num_stages = draw(st.integers(0, 3))
-    stages = st.lists(st.integers(0, 2), min_size=num_stages, max_size=num_stages).map(tuple)
-    return NAFNetConfig(
-        width=2 * draw(st.integers(1, 6)),
-        enc_blk_nums=draw(stages),
-        # At least one block, somewhere: without any the expansions are nowhere to be read.
-        middle_blk_num=draw(st.integers(1, 3)),
-        dec_blk_nums=draw(stages),
-        img_channel=draw(st.sampled_from([1, 3, 4])),
-        dw_expand=draw(st.integers(1, 4)),
-        ffn_expand=draw(st.integers(1, 4)),
-    )
-
-
-@settings(deadline=None, max_examples=40)
-@given(config=configs())
-def test_configuration_is_read_off_the_keys(config: NAFNetConfig) -> None:
-    with torch.device("meta"):
-        state = NAFNet(config).state_dict()
-    assert infer_config(state, file="x") == config
-
-
-@pytest.mark.parametrize("config", [*PRESETS.values(), DEEP], ids=[*PRESETS, "deep"])
-def test_configuration_is_read_off_the_references_keys(config: NAFNetConfig) -> None:
-    with torch.device("meta"):
-        state = ReferenceNAFNet(**config.to_dict()).state_dict()  # type: ignore[arg-type]
-    assert infer_config(dict(sorted(state.items())), file="x") == config
-
-
-def test_more_than_ten_blocks_are_counted_as_numbers() -> None:
-    # As text, "9" is above "27".
-    with torch.device("meta"):
-        state = NAFNet(PRESETS["width32"]).state_dict()
-    assert infer_config(state, file="x").enc_blk_nums == (1, 1, 1, 28)
+# What others may rely on
 
 
 def test_written_configuration_is_readable_without_torch(model: NAFNet, tmp_path: Path) -> None:
