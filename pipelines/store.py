@@ -102,6 +102,11 @@ class Pair:
         return state.digest()
 
 
+def digest_of(pair_digests: bytes | bytearray) -> str:
+    """Digest of a data set from its pairs' digests, one after the other in order."""
+    return hashlib.sha256(pair_digests).hexdigest()
+
+
 def write_shard(path: Path, pairs: Iterable[Pair], *, format: Format, codec: Codec) -> tuple[int, bytes, int]:
     """Write one shard, whole or not at all.
 

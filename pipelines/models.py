@@ -1,0 +1,104 @@
+"""What MODEL means on the command line: a weights file, a run, or a registered version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nafnet_core import InputError
+from nafnet_core.model import NAFNet
+from nafnet_core.weights import load_model
+from pipelines.checkpoint import LEDGER, CheckpointLedger
+from pipelines.files import sha256
+from pipelines.tracking import mlflow_client, tracking_uri
+from pipelines.workspace import Workspace
+
+REGISTERED_NAME = "nafnet-deblur"
+CHAMPION = f"models:/{REGISTERED_NAME}@champion"
+WEIGHTS_IN_VERSION = "artifacts/model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A network ready to run, and where it came from."""
+
+    model: NAFNet
+    """fp32, eval mode, on the CPU."""
+    label: str
+    """What to call it in tables and records."""
+    weights: Path
+    digest: str
+    """SHA-256 of the weights file."""
+    metadata: dict[str, Any]
+
+    @property
+    def train_patch_px(self) -> int | None:
+        """Patch side in training, for local statistics; None where the file does not say."""
+        return self.metadata.get("train_patch_px")
+
+
+def open_model(spec: str | None, workspace: Workspace) -> LoadedModel:
+    """Load what `spec` names.
+
+    Args:
+        spec: a `.safetensors` or official `.pth`, a run's folder or its name in the workspace,
+            `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None takes the workspace's champion.
+
+    Raises:
+        InputError: there is no such model, or it is no NAFNet.
+    """
+    label, weights = find_weights(spec, workspace)
+    model, metadata = load_model(weights)
+    return LoadedModel(model=model, label=label, weights=weights, digest=sha256(weights), metadata=metadata)
+
+
+def find_weights(spec: str | None, workspace: Workspace) -> tuple[str, Path]:
+    """Label and weights file of `spec`; see `open_model`."""
+    if spec is None:
+        if not workspace.database.exists() and tracking_uri(workspace).startswith("sqlite:"):
+            raise InputError(
+                "there is no model yet",
+                file=workspace.root,
+                fix="Run `nafnet demo`, or name one with --model FILE",
+            )
+        spec = CHAMPION
+    if spec.startswith("models:/"):
+        return _registered(spec, workspace)
+    for folder in (Path(spec), workspace.run_dir(spec)):
+        if (folder / "checkpoints" / LEDGER).is_file():
+            ledger = CheckpointLedger(folder)
+            best = ledger.best()
+            assert best is not None, "a ledger has at least one entry"
+            return f"run {folder.name} at {best.samples} samples", ledger.weights(best)
+    path = Path(spec)
+    if not path.exists():
+        raise InputError(
+            "no such model", file=spec, expected="a file, a run, or models:/NAME@ALIAS",
+            fix="`nafnet registry list` shows what is registered",
+        )  # fmt: skip
+    if path.is_dir():
+        raise InputError("no checkpoints in this folder", file=path, expected="a training run")
+    return path.name, path
+
+
+def _registered(spec: str, workspace: Workspace) -> tuple[str, Path]:
+    client = mlflow_client(workspace)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    name, _, version = spec.removeprefix("models:/").partition("/")
+    name, _, alias = name.partition("@")
+    try:
+        found = client.get_model_version_by_alias(name, alias) if alias else None
+        version = found.version if found else version
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}")
+    except MlflowException as error:
+        raise InputError(
+            "no such registered model",
+            file=spec,
+            got=str(error).splitlines()[0][:150],
+            fix="`nafnet registry list` shows what is registered",
+        ) from error
+    weights = Path(folder) / WEIGHTS_IN_VERSION
+    return f"{name} version {version}" + (f" ({alias})" if alias else ""), weights

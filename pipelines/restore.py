@@ -1,0 +1,240 @@
+"""Deblur photos: a file, a folder or a glob; no ground truth needed.
+
+    nafnet restore holiday/ --out restored/
+    nafnet restore photo.jpg --model runs/mine
+
+Each output keeps its photo's name, format, bit depth, alpha, EXIF and ICC; pixels come out upright. What was
+done is in `OUT/restore.jsonl`; photos that it lists with the same content and model are skipped next time.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from nafnet_core import InputError
+from nafnet_core.tiling import restore_image, tile_px_for
+from pipelines.files import make_folder, sha256
+from pipelines.images import IMAGE_SUFFIXES, list_images, read_photo, write_photo
+from pipelines.models import LoadedModel
+
+RECORD = "restore.jsonl"
+# Running out of memory kills the process on a CPU, so leave as much again as is taken.
+_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What was done to one photo."""
+
+    input: str
+    output: str | None
+    status: str
+    """`restored`, `skipped` (done before) or `failed`."""
+    error: str | None
+    model_digest: str
+    input_digest: str | None
+    width_px: int | None
+    height_px: int | None
+    tile_px: int | None
+    """None where the whole image was run at once."""
+    precision: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreResult:
+    """A whole call."""
+
+    out: Path
+    files: tuple[Restored, ...]
+
+    def count(self, status: str) -> int:
+        """Photos with this status."""
+        return sum(file.status == status for file in self.files)
+
+
+def run(
+    inputs: str,
+    loaded: LoadedModel,
+    out: Path,
+    *,
+    tile_px: int | None = None,
+    precision: str = "auto",
+    stop_on_error: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> RestoreResult:
+    """Restore every photo that `inputs` names into `out`, keeping the folders below it.
+
+    Args:
+        inputs: a file, a folder (recursive) or a glob.
+        loaded: the model.
+        out: folder for the results.
+        tile_px: side of a tile; None takes the whole image, or the largest tile that fits into free memory.
+        precision: `fp32`, `bf16`, or `auto` for bf16 where the processor or GPU computes in it.
+        stop_on_error: raise at the first bad photo, instead of going on with the next.
+
+    Raises:
+        InputError: nothing to restore, a folder that cannot be written, or a bad photo with `stop_on_error`.
+    """
+    photos = find_photos(inputs, out)
+    make_folder(out)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.model.to(device)
+    use_bf16 = precision == "bf16" or (precision == "auto" and computes_in_bf16(device))
+    done_before = _read_record(out)
+    results = []
+    with (out / RECORD).open("a") as record:
+        for index, (photo, relative) in enumerate(photos):
+            result = _restore_one(
+                photo, out / relative, loaded, tile_px=tile_px, use_bf16=use_bf16, done_before=done_before
+            )
+            if result.status == "failed" and stop_on_error:
+                raise InputError(result.error or "a photo failed")
+            if result.status != "skipped":
+                record.write(json.dumps(asdict(result)) + "\n")
+                record.flush()
+            results.append(result)
+            on_progress(index + 1, len(photos))
+    return RestoreResult(out=out, files=tuple(results))
+
+
+def find_photos(inputs: str, out: Path) -> list[tuple[Path, Path]]:
+    """Photos and their place below the output folder. What lies in the output folder is left out.
+
+    Raises:
+        InputError: no such file or folder, or no photo in it; two photos that would share an output.
+    """
+    root = Path(inputs)
+    if root.is_dir():
+        found = [(path, path.relative_to(root)) for path in list_images(root)]
+    elif root.is_file():
+        found = [(root, Path(root.name))]
+    else:
+        paths = [Path(match) for match in sorted(glob.glob(inputs, recursive=True))]
+        found = [
+            (path, Path(path.name))
+            for path in paths
+            if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        if not paths:
+            raise InputError("no such file, folder or match", file=inputs)
+    found = [(path, relative) for path, relative in found if out.absolute() not in path.absolute().parents]
+    if not found:
+        raise InputError("no photos", file=inputs, expected=" ".join(sorted(IMAGE_SUFFIXES)))
+    places: dict[Path, Path] = {}
+    for path, relative in found:
+        if relative in places:
+            raise InputError(
+                "two photos of one name",
+                file=path,
+                got=places[relative],
+                fix="Restore their folders one by one",
+            )
+        places[relative] = path
+    return found
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than fp32 there: tensor cores, or a processor with bf16 instructions."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def free_memory_mib(device: torch.device) -> float:
+    """Memory that a new allocation can count on, on the device that the network runs on."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**20
+    available = psutil.virtual_memory().available
+    limit, used = (_read_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:  # a container's own limit
+        available = min(available, limit - used)
+    return max(0, available) / 2**20
+
+
+def _restore_one(
+    photo: Path,
+    output: Path,
+    loaded: LoadedModel,
+    *,
+    tile_px: int | None,
+    use_bf16: bool,
+    done_before: dict[str, Restored],
+) -> Restored:
+    start = time.perf_counter()
+    result = Restored(
+        input=str(photo),
+        output=None,
+        status="failed",
+        error=None,
+        model_digest=loaded.digest,
+        input_digest=None,
+        width_px=None,
+        height_px=None,
+        tile_px=None,
+        precision="bf16" if use_bf16 else "fp32",
+        seconds=0.0,
+    )
+    try:
+        digest = sha256(photo)
+        before = done_before.get(str(output))
+        if (
+            before
+            and output.is_file()
+            and (before.input_digest, before.model_digest) == (digest, loaded.digest)
+        ):
+            return replace(before, input=str(photo), status="skipped", seconds=0.0)
+        decoded = read_photo(photo)
+        height, width = decoded.rgb_hwc.shape[:2]
+        device = next(loaded.model.parameters()).device
+        tile = tile_px or tile_px_for(loaded.model, free_memory_mib(device) * _MEMORY_SHARE)
+        restored = restore_image(
+            loaded.model,
+            decoded.rgb_hwc,
+            train_patch_px=loaded.train_patch_px,
+            tile_px=tile,
+            autocast=use_bf16,
+        )
+        make_folder(output.parent)
+        write_photo(output, replace(decoded, rgb_hwc=restored))
+        return replace(
+            result,
+            output=str(output),
+            status="restored",
+            input_digest=digest,
+            width_px=width,
+            height_px=height,
+            tile_px=tile if max(height, width) > tile else None,
+            seconds=time.perf_counter() - start,
+        )
+    except (InputError, OSError) as error:
+        return replace(result, error=str(error), seconds=time.perf_counter() - start)
+
+
+def _read_record(out: Path) -> dict[str, Restored]:
+    """Latest entry for each output; a line cut short by a crash is passed over."""
+    path = out / RECORD
+    entries: dict[str, Restored] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entry = Restored(**json.loads(line))
+        except (json.JSONDecodeError, TypeError):
+            continue
+        if entry.output is not None:
+            entries[entry.output] = entry
+    return entries
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such limit, or "max"
+        return None
