@@ -1,15 +1,17 @@
 """Patches for training: the sample plan, read through Ray Data.
 
-Each training worker runs one Ray Data pipeline over its own slice of every global batch:
-plan → readers → ordered batches. One execution spans epochs, so nothing stalls where one
-ends. (`streaming_split` promises no order, so the rank's slice comes from the plan instead.)
+Each training worker has a feeder that reads its slice of every global batch, in order and ahead of the
+steps, through Ray Data: plan → read tasks → blocks in shared memory → batches. Windows of reading know
+nothing of epochs, so nothing stalls where one ends. (`streaming_split` promises no order, so the rank's
+slice comes from the plan instead.)
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -27,10 +29,9 @@ from pipelines.config import DataSection
 from pipelines.plan import SamplePlan, rank_slice
 from pipelines.store import PairStore, read_manifest
 
-# Rows in one block: enough to amortise the task, few enough that readers stay just ahead of the steps.
-_ROWS_PER_BLOCK = 64
-_MAX_TASKS = 20_000
-_PREFETCH_BATCHES = 4
+# A window is read while the one before is trained on; two more may wait in the object store.
+_WINDOW_BYTES, _BLOCK_BYTES = 64 * 2**20, 8 * 2**20
+_FIRST_WINDOW_BATCHES, _WINDOWS_AHEAD = 4, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,67 +97,96 @@ def read_patches(
     return PatchBatch(samples=numbers, lq=lq, gt=gt)
 
 
-class PlanDatasource(Datasource):
-    """Ray Data source of one rank's samples of a span, in order.
+class WindowSource(Datasource):
+    """Ray Data source of a run of one rank's batches, in order; a block holds whole batches.
 
     A source of its own, and not `range → map_batches`: there the range's tasks ask for a whole CPU each, and
     wait for ever where training workers hold them.
     """
 
-    def __init__(
-        self, plan: SamplePlan, roots: Sequence[Path], span: Span, rank: int, world_size: int
-    ) -> None:
-        self._plan, self._roots, self._span = plan, tuple(roots), span
-        self._part = rank_slice(span.batch, rank, world_size)
+    def __init__(self, plan: SamplePlan, roots: Sequence[Path], span: Span, part: tuple[int, int]) -> None:
+        """Read the slice `part` of every global batch in `span` from the stores at `roots`."""
+        self._plan, self._roots, self._span, self._part = plan, tuple(roots), span, part
 
     @property
-    def num_rows(self) -> int:
-        return self._span.num_batches * (self._part[1] - self._part[0])
+    def num_blocks(self) -> int:
+        return -(-self._span.num_batches // self._batches_per_block)
+
+    @property
+    def _batches_per_block(self) -> int:
+        return max(1, _BLOCK_BYTES // _batch_bytes(self._span, self._part))
 
     def estimate_inmemory_data_size(self) -> int:
-        return self.num_rows * self._row_bytes
+        return self._span.num_batches * _batch_bytes(self._span, self._part)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None
     ) -> list[ReadTask]:
-        """Tasks of consecutive rows; `parallelism` is a hint that the plan's own sizes overrule."""
-        rows = max(_ROWS_PER_BLOCK, -(-self.num_rows // _MAX_TASKS))
+        """One task a block; `parallelism` is a hint that is not needed."""
         tasks = []
-        for start in range(0, self.num_rows, rows):
-            stop = min(start + rows, self.num_rows)
+        for first in range(0, self._span.num_batches, self._batches_per_block):
+            last = min(first + self._batches_per_block, self._span.num_batches)
             metadata = BlockMetadata(
-                num_rows=stop - start,
-                size_bytes=(stop - start) * self._row_bytes,
+                num_rows=(last - first) * (self._part[1] - self._part[0]),
+                size_bytes=(last - first) * _batch_bytes(self._span, self._part),
                 input_files=None,
                 exec_stats=None,
             )
-            tasks.append(ReadTask(partial(self.read, start, stop), metadata))
+            tasks.append(ReadTask(partial(self.read, first, last), metadata))
         return tasks
 
-    def read(self, start: int, stop: int) -> Iterator[Block]:
-        """Blocks of the rows from `start` to `stop`; runs in a Ray task."""
+    def read(self, first: int, last: int) -> Iterator[Block]:
+        """The block of batches `first` to `last`; runs in a Ray task."""
+        numbers = slice_numbers(self._span, self._part, np.arange(first, last)).reshape(-1)
         stores = [_opened(root) for root in self._roots]
-        for first in range(start, stop, _ROWS_PER_BLOCK):
-            rows = np.arange(first, min(first + _ROWS_PER_BLOCK, stop))
-            numbers = rank_samples(self._span, self._part, rows)
-            batch = read_patches(self._plan, stores, numbers, self._span.patch_px)
-            yield BlockAccessor.batch_to_block({"sample": batch.samples, "lq": batch.lq, "gt": batch.gt})
-
-    @property
-    def _row_bytes(self) -> int:
-        return self._span.patch_px**2 * 6
+        batch = read_patches(self._plan, stores, numbers, self._span.patch_px)
+        yield BlockAccessor.batch_to_block({"sample": batch.samples, "lq": batch.lq, "gt": batch.gt})
 
 
-@lru_cache(maxsize=64)
-def _opened(root: Path) -> PairStore:
-    """Stores stay open for the life of a reader process; LMDB wants each file opened once a process."""
-    return PairStore(root)
+class Feeder:
+    """Runs one rank's reading, window by window, as an actor beside its training worker.
+
+    Not in the worker: Ray Data's scheduling threads would hold the interpreter lock that the backward pass
+    waits for. And not as one endless execution: under back-pressure its scheduler polls without a pause and
+    takes most of a core (measured with Ray 2.60: training at a third of its speed on two cores). A window is
+    small, is read at full speed while the one before is trained on, and then nothing runs.
+    """
+
+    def __init__(
+        self,
+        plan: SamplePlan,
+        roots: Sequence[Path],
+        part: tuple[int, int],
+        *,
+        num_readers: int,
+        reader_cpus: float,
+    ) -> None:
+        quiet_data_context()
+        ray.data.DataContext.get_current().execution_options.preserve_order = True
+        self._plan, self._roots, self._part = plan, roots, part
+        self._options = {"concurrency": num_readers, "num_cpus": reader_cpus}
+
+    def read(self, window: Span) -> list[ray.ObjectRef[Block]]:
+        """Read a window into the object store and return its blocks, in order."""
+        source = WindowSource(self._plan, self._roots, window, self._part)
+        # Else Ray Data would split blocks further, to have two a CPU.
+        dataset = ray.data.read_datasource(source, override_num_blocks=source.num_blocks, **self._options)
+        return dataset.get_internal_block_refs()
 
 
-def rank_samples(span: Span, part: tuple[int, int], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sample numbers of a rank's rows: row *j* is the (j mod m)-th of its part of batch j ÷ m."""
-    length = part[1] - part[0]
-    return span.start + rows // length * span.batch + part[0] + rows % length
+def slice_numbers(span: Span, part: tuple[int, int], batches: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sample numbers of a rank's slice of the given batches of a span: (N,) → (N, slice)."""
+    return span.start + batches[:, None] * span.batch + np.arange(*part)[None, :]
+
+
+def windows(span: Span, part: tuple[int, int]) -> Iterator[Span]:
+    """Cut a span into pieces of up to `_WINDOW_BYTES`; the first are small, so that training starts soon."""
+    most = max(1, _WINDOW_BYTES // _batch_bytes(span, part))
+    first, length = 0, min(_FIRST_WINDOW_BATCHES, most)
+    while first < span.num_batches:
+        length = min(length, span.num_batches - first)
+        yield replace(span, start=span.start + first * span.batch, num_batches=length)
+        first, length = first + length, min(2 * length, most)
 
 
 def ray_batches(
@@ -169,32 +199,60 @@ def ray_batches(
     num_readers: int,
     reader_cpus: float,
 ) -> Iterator[PatchBatch]:
-    """Batches of one rank over one span, in order, read by `num_readers` Ray tasks at a time.
+    """Batches of one rank over one span, in order, read by up to `num_readers` Ray tasks at a time.
 
     Raises:
         InputError: a shard is missing or damaged.
     """
-    quiet_data_context()
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    source = PlanDatasource(plan, roots, span, rank, world_size)
-    dataset = ray.data.read_datasource(source, concurrency=num_readers, num_cpus=reader_cpus)
     part = rank_slice(span.batch, rank, world_size)
-    length = part[1] - part[0]
-    batches = dataset.iter_batches(
-        batch_size=length, prefetch_batches=_PREFETCH_BATCHES, batch_format="numpy"
+    feeder = (
+        ray.remote(Feeder)
+        .options(num_cpus=0)
+        .remote(plan, list(roots), part, num_readers=num_readers, reader_cpus=reader_cpus)
     )
-    expected = rank_samples(span, part, np.arange(length))
+    ahead: deque[tuple[Span, ray.ObjectRef]] = deque()
+    coming = windows(span, part)
     try:
-        for batch in batches:
-            # The whole point of the plan: never train on other samples than these.
-            if not np.array_equal(batch["sample"], expected):
-                raise AssertionError(f"expected samples {expected}, got {batch['sample']}")
-            yield PatchBatch(samples=batch["sample"], lq=batch["lq"], gt=batch["gt"])
-            expected = expected + span.batch
+        while True:
+            while len(ahead) <= _WINDOWS_AHEAD and (window := next(coming, None)) is not None:
+                ahead.append((window, feeder.read.remote(window)))
+            if not ahead:
+                return
+            window, blocks = ahead.popleft()
+            yield from _batches_of(ray.get(blocks), window, part)
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from error
         raise
+    finally:
+        ray.kill(feeder)
+
+
+def _batches_of(
+    blocks: Sequence[ray.ObjectRef[Block]], window: Span, part: tuple[int, int]
+) -> Iterator[PatchBatch]:
+    """Views of the blocks in shared memory, one a batch."""
+    expected = slice_numbers(window, part, np.arange(window.num_batches))
+    length, done = part[1] - part[0], 0
+    for ref in blocks:
+        block = BlockAccessor.for_block(ray.get(ref)).to_numpy()
+        for start in range(0, len(block["sample"]), length):
+            rows = slice(start, start + length)
+            # The whole point of the plan: never train on other samples than these.
+            assert np.array_equal(block["sample"][rows], expected[done]), f"batch {done} of {window}"
+            yield PatchBatch(samples=expected[done], lq=block["lq"][rows], gt=block["gt"][rows])
+            done += 1
+    assert done == window.num_batches, f"{done} batches of {window}"
+
+
+def _batch_bytes(span: Span, part: tuple[int, int]) -> int:
+    return (part[1] - part[0]) * span.patch_px**2 * 6
+
+
+@lru_cache(maxsize=64)
+def _opened(root: Path) -> PairStore:
+    """Stores stay open for the life of a reader process; LMDB wants each file opened once a process."""
+    return PairStore(root)
 
 
 class Stopwatch:

@@ -54,7 +54,7 @@ class StepResult:
     """What one step tells; tensors stay on the device until somebody reads them."""
 
     loss: Tensor
-    """Mean over this rank's samples, which stands for the batch: a reduction would cost more than it tells."""
+    """Mean over this rank's samples, which stands for the batch; reducing it would cost time."""
     grad_norm: Tensor
     """L2 norm before clipping, of the whole batch's gradient."""
     lr: float
@@ -172,7 +172,7 @@ class Trainer:
         return True
 
     def _backward(self, batch: PatchBatch, global_batch: int) -> Tensor:
-        """Accumulate the gradient of the mean loss over the *global* batch; returns this rank's part of it."""
+        """Accumulate the gradient of the mean loss over the global batch; returns this rank's part of it."""
         device, count = self.context.device, len(batch.samples)
         micro = self.config.scaling.micro_batch or count
         total = torch.zeros((), device=device)
