@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 _CODE = ("nafnet_core", "pipelines", "cluster")
 # Ray's own chatter; what a user needs is printed by the stages themselves.
 _QUIET = {
@@ -52,6 +54,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         logging_level=logging.ERROR,
         configure_logging=True,
     )
+    log.info("connected to Ray; its own logs are in %s", ray.get_runtime_context().get_session_name())
     try:
         yield
     finally:

@@ -178,8 +178,8 @@ class NAFNet(nn.Module):
             channels //= 2
             self.decoders.append(blocks(number, channels))
         for module in self.modules():
-            # The other weights have one memory order under two sets of strides, of which DDP wants the plain.
-            if isinstance(module, nn.Conv2d) and module.groups == 1 and module.kernel_size != (1, 1):
+            # Convolutions only: β and γ would get strides that their gradients do not have, and DDP copies.
+            if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, lq: Tensor) -> Tensor:

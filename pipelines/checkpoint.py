@@ -184,8 +184,7 @@ def _load_optimizer(model: NAFNet, optimizer: torch.optim.Optimizer, tensors: Ma
     for key, value in tensors.items():
         name, _, field = key.rpartition("/")
         parameter = parameters[name]
-        # `step` stays on the CPU, as AdamW keeps it; moments follow their parameter.
-        value = (
-            value if value.dim() == 0 else value.to(parameter.device).to(memory_format=torch.preserve_format)
-        )
+        if value.dim():
+            # In the parameter's own strides: the fused step walks both through memory side by side.
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         optimizer.state[parameter][field] = value

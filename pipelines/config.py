@@ -225,6 +225,16 @@ def parse_config(content: Mapping[str, Any], *, file: str | Path) -> RunConfig:
         raise _explained(error, file) from error
 
 
+def with_stores(config: RunConfig, train: Sequence[Path], val: Path | None) -> RunConfig:
+    """`config` reading other stores; what is empty or None is left as it is."""
+    content = config.model_dump(mode="json")
+    if train:
+        content["data"]["train"] = [{"path": str(path.absolute())} for path in train]
+    if val:
+        content["data"]["val"] = str(val.absolute())
+    return RunConfig.model_validate(content)
+
+
 def find_recipe(recipe: str | Path) -> Path:
     """Path of a recipe: an existing file, or a shipped recipe by name.
 

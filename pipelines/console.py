@@ -80,6 +80,7 @@ def log_to(path: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
 
 
 def warn_on_stderr() -> None:

@@ -6,8 +6,11 @@ Pillow reads the header first (kind, declared size, EXIF, ICC) and complains of 
 
 from __future__ import annotations
 
+import io
 import os
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from nafnet_core import InputError
 
@@ -24,6 +27,10 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", "
 _ORIENTATION_TAG = 0x0112
 _PNG_BIT_DEPTH_AT = 24
 _TIFF_BITS_PER_SAMPLE = 258
+_PNG_IHDR_END = 33
+# A TIFF's EXIF tags lie among those that say how its pixels are stored, which are another file's business:
+# description, maker, model, orientation, resolution (3), software, date, artist, host, copyright, EXIF, GPS.
+_TIFF_TAGS_KEPT = frozenset({270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 33432, 34665, 34853})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +46,7 @@ class Photo:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files under `folder`, recursive, sorted by path; hidden ones are left out.
+    """Image files under `folder`, recursive, sorted by path; hidden ones, and hidden folders, are left out.
 
     Raises:
         InputError: no such folder.
@@ -49,7 +56,9 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     )
 
 
@@ -60,7 +69,8 @@ def read_photo(path: Path) -> Photo:
         uint8 or uint16 RGB, upright by EXIF; gray and palette become RGB, alpha is kept aside.
 
     Raises:
-        InputError: missing, no image, truncated, animated, or larger than Pillow's bomb limit (179 MP).
+        InputError: missing, no image, truncated, animated, of 32-bit values, or larger than Pillow's bomb
+            limit (179 MP).
     """
     if not path.is_file():
         raise InputError("no such image", file=path)
@@ -72,12 +82,16 @@ def read_photo(path: Path) -> Photo:
         exif[_ORIENTATION_TAG] = 1
         is_deep = _is_16_bit(image, path)
         pixels, alpha, is_gray = _read_deep(path) if is_deep else _read_8_bit(image)
+        if image.format == "TIFF":
+            for tag in set(exif) - _TIFF_TAGS_KEPT:
+                del exif[tag]
         return Photo(
             rgb_hwc=_upright(pixels, orientation),
             alpha_hw=None if alpha is None else _upright(alpha, orientation),
             is_gray=is_gray,
             exif=exif.tobytes() if len(exif) > 1 else None,
-            icc=image.info.get("icc_profile"),
+            # The profile of inks says nothing of the RGB made from them, and confuses viewers.
+            icc=None if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile"),
         )
 
 
@@ -93,30 +107,14 @@ def write_photo(path: Path, photo: Photo, *, jpeg_quality: int = 95) -> None:
     Raises:
         InputError: the folder cannot be written, or the format is unknown.
     """
-    pixels = photo.rgb_hwc
-    if photo.is_gray:
-        pixels = pixels.mean(axis=2).round().astype(pixels.dtype)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
-        if pixels.dtype == np.uint16:
-            bgr = pixels if pixels.ndim == 2 else pixels[..., ::-1]
-            if photo.alpha_hw is not None and pixels.ndim == 3:
-                bgr = np.dstack([bgr, photo.alpha_hw])
-            if not cv2.imwrite(str(temporary), bgr):
-                raise InputError("cannot write 16 bit in this format", file=path, expected=".png or .tif")
+        if photo.rgb_hwc.dtype == np.uint16:
+            temporary.write_bytes(_encode_deep(photo, path))
         else:
-            image = Image.fromarray(pixels)
-            if photo.alpha_hw is not None:
-                image.putalpha(Image.fromarray(photo.alpha_hw))
-            if image.mode in ("RGBA", "LA") and path.suffix.lower() in (".jpg", ".jpeg", ".bmp"):
-                image = image.convert("RGB")
-            extras = {"exif": photo.exif, "icc_profile": photo.icc}
-            extras = {name: value for name, value in extras.items() if value}
-            if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
-                extras |= {"quality": jpeg_quality}
-            image.save(temporary, **extras)
+            _write_8_bit(temporary, photo, jpeg_quality)
         os.replace(temporary, path)
-    except (OSError, cv2.error) as error:
+    except (OSError, ValueError, cv2.error) as error:  # ValueError: an unknown suffix, too large for WebP
         raise InputError("cannot write the image", file=path, got=_reason(error)) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -149,7 +147,9 @@ def _pillow_errors(path: Path) -> Iterator[None]:
         ) from error
     except Image.DecompressionBombError as error:
         raise InputError("an image of absurd dimensions", file=path, got=_reason(error)) from error
-    except (OSError, SyntaxError, ValueError, cv2.error) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # damaged files make Pillow raise TypeError, struct.error and what not
         raise InputError(
             "a damaged or truncated image", file=path, got=_reason(error), fix="Copy or export it again"
         ) from error
@@ -167,12 +167,13 @@ def _is_16_bit(image: Image.Image, path: Path) -> bool:
 
 
 def _read_8_bit(image: Image.Image) -> tuple[NDArray, NDArray | None, bool]:
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"values of 32 bit, mode {image.mode}: export it with 8 or 16 bit")
     image.load()  # raises where the file ends early
-    alpha = None
+    alpha, is_gray = None, image.mode in ("1", "L", "LA")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
-    is_gray = image.mode in ("1", "L", "LA")
     return np.asarray(image.convert("RGB")), alpha, is_gray
 
 
@@ -184,6 +185,76 @@ def _read_deep(path: Path) -> tuple[NDArray, NDArray | None, bool]:
         return np.repeat(pixels[..., None], 3, axis=2), None, True
     alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
     return np.ascontiguousarray(pixels[..., 2::-1]), alpha, False
+
+
+def _write_8_bit(path: Path, photo: Photo, jpeg_quality: int) -> None:
+    image = Image.fromarray(_gray(photo) if photo.is_gray else photo.rgb_hwc)
+    suffix = path.suffix.lower()
+    if photo.alpha_hw is not None and suffix not in (".jpg", ".jpeg", ".bmp"):
+        image.putalpha(Image.fromarray(photo.alpha_hw))
+    extras = {"exif": photo.exif, "icc_profile": photo.icc}
+    extras = {name: value for name, value in extras.items() if value}
+    if suffix in (".jpg", ".jpeg", ".webp"):
+        extras |= {"quality": jpeg_quality}
+    image.save(path, **extras)
+
+
+def _encode_deep(photo: Photo, path: Path) -> bytes:
+    """A 16-bit file, which Pillow cannot write in colour, and OpenCV only without EXIF and ICC."""
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".tif", ".tiff"):
+        raise InputError("cannot write 16 bit in this format", file=path, expected=".png or .tif")
+    pixels = photo.rgb_hwc
+    if photo.alpha_hw is not None:
+        pixels = np.dstack([pixels, photo.alpha_hw])
+    elif photo.is_gray:
+        pixels = _gray(photo)[..., None]
+    if suffix != ".png":
+        return _tiff_of(pixels, photo)
+    channels = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
+    ok, encoded = cv2.imencode(".png", pixels[..., channels])
+    assert ok
+    plain, extras = encoded.tobytes(), b""
+    if photo.icc:
+        extras += _png_chunk(b"iCCP", b"ICC\0\0" + zlib.compress(photo.icc))
+    if photo.exif:
+        extras += _png_chunk(b"eXIf", photo.exif.removeprefix(b"Exif\0\0"))
+    return plain[:_PNG_IHDR_END] + extras + plain[_PNG_IHDR_END:]
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _tiff_of(pixels: NDArray[np.uint16], photo: Photo) -> bytes:
+    """One uncompressed strip behind its directory (TIFF 6.0, sections 2 to 6)."""
+    height, width, channels = pixels.shape
+    content = np.ascontiguousarray(pixels, "<u2").tobytes()
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    if photo.exif:
+        exif = Image.Exif()
+        exif.load(photo.exif)
+        for tag in set(exif) & _TIFF_TAGS_KEPT:
+            tags[tag] = exif.get_ifd(tag) if tag in TiffImagePlugin.TiffTags.TAGS_V2_GROUPS else exif[tag]
+    tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH] = width, height
+    tags[TiffImagePlugin.BITSPERSAMPLE] = (16,) * channels
+    tags[TiffImagePlugin.COMPRESSION] = 1
+    tags[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] = 1 if channels == 1 else 2
+    tags[TiffImagePlugin.STRIPOFFSETS] = 0  # Pillow adds the directory's own length
+    tags[TiffImagePlugin.SAMPLESPERPIXEL] = channels
+    tags[TiffImagePlugin.ROWSPERSTRIP], tags[TiffImagePlugin.STRIPBYTECOUNTS] = height, len(content)
+    tags[TiffImagePlugin.PLANAR_CONFIGURATION] = 1
+    if channels == 4:
+        tags[TiffImagePlugin.EXTRASAMPLES] = 2
+    if photo.icc:
+        tags[TiffImagePlugin.ICCPROFILE] = photo.icc
+    file = io.BytesIO()
+    tags.save(file)
+    return file.getvalue() + content
+
+
+def _gray(photo: Photo) -> NDArray:
+    return photo.rgb_hwc.mean(axis=2).round().astype(photo.rgb_hwc.dtype)
 
 
 def _upright(pixels: NDArray, orientation: int) -> NDArray:

@@ -44,6 +44,11 @@ class Journal:
         self._losses.clear()
         self._last, self._samples, self._waited_s = now, trainer.samples, watch.waited_s
 
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
     def write(self, samples: int, metrics: dict[str, float], event: str | None = None) -> None:
         if self._file is None:
             return

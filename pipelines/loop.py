@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -56,7 +57,13 @@ def train(config: RunConfig, context: TrainContext) -> None:
     total = _total_samples(trainer)
     left = spans(config, total, trainer.samples)
     end = left[-1].start + left[-1].num_batches * left[-1].batch if left else trainer.samples
-    journal = Journal(context, config.tracking.log_every_s)
+    with contextlib.closing(Journal(context, config.tracking.log_every_s)) as journal:
+        _run(trainer, journal, left, end, resumed=resumed)
+
+
+def _run(trainer: Trainer, journal: Journal, left: list[Span], end: int, *, resumed: bool) -> None:
+    """Take the steps that are left, up to sample `end`, or up to a request to stop."""
+    config, context = trainer.config, trainer.context
     journal.write(trainer.samples, {"total_samples": end}, event="resumed" if resumed else "started")
     marks = [round(end * (i + 1) / config.validation.times) for i in range(config.validation.times)]
     if config.data.val is None:

@@ -11,7 +11,7 @@ from nafnet_core.model import NAFNet
 from nafnet_core.weights import load_model
 from pipelines.checkpoint import LEDGER, CheckpointLedger
 from pipelines.files import sha256
-from pipelines.tracking import mlflow_client, tracking_uri
+from pipelines.tracking import fluent, mlflow_client, tracking_uri
 from pipelines.workspace import Workspace
 
 REGISTERED_NAME = "nafnet-deblur"
@@ -92,7 +92,8 @@ def _registered(spec: str, workspace: Workspace) -> tuple[str, Path]:
     try:
         found = client.get_model_version_by_alias(name, alias) if alias else None
         version = found.version if found else version
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}")
+        with fluent(client):
+            folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}")
     except MlflowException as error:
         raise InputError(
             "no such registered model",

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -30,7 +31,7 @@ from pipelines.evaluate import Pairs, Report
 from pipelines.files import write_json
 from pipelines.gate import Check, GateSettings, failed, judge, latency_ratio
 from pipelines.models import CHAMPION, REGISTERED_NAME, LoadedModel, open_model
-from pipelines.tracking import make_experiment, mlflow_client
+from pipelines.tracking import fluent, make_experiment, mlflow_client
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -190,6 +191,11 @@ def versions(workspace: Workspace) -> list[Version]:
     return sorted(rows, key=lambda row: row.version, reverse=True)
 
 
+def champion(workspace: Workspace) -> int | None:
+    """Version of the champion, if there is one."""
+    return _alias_version(mlflow_client(workspace), "champion")
+
+
 def _report(
     loaded: LoadedModel, pairs: Pairs, workspace: Workspace, on_progress: Callable[[int, int], None]
 ) -> Report:
@@ -211,7 +217,10 @@ def _log_version(
         # Written anew: an official .pth becomes safetensors with its configuration.
         save_model(loaded.model, weights, metadata=loaded.metadata)
         write_json(card, _card(loaded, report))
-        with mlflow.start_run(run_id=_run_of(client, spec, workspace)) as run:
+        run_id = _run_of(client, spec, workspace)
+        with warnings.catch_warnings(), fluent(client), mlflow.start_run(run_id=run_id):
+            # MLflow asks for type hints and an example, from which it would guess the signature given here.
+            warnings.simplefilter("ignore", UserWarning)
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(_PYFUNC),
@@ -222,7 +231,7 @@ def _log_version(
             )
             if report is not None:
                 mlflow.log_dict(report.model_dump(), "report.json")
-    return info.model_uri, run.info.run_id
+    return info.model_uri, run_id
 
 
 def _run_of(client: MlflowClient, spec: str, workspace: Workspace) -> str:

@@ -108,6 +108,7 @@ def run(
 
         def pump() -> None:
             for row in tracker.pump():
+                log.info("%s samples %s %s", row.samples, row.event or "", row.metrics)
                 on_row(row)
 
         try:

@@ -1,0 +1,67 @@
+"""The `nafnet` command: arguments in, one stage called, a table or JSON out.
+
+Stages are imported inside their commands, so that `--help` needs neither torch nor Ray nor MLflow.
+Exit codes: 0 done, 2 wrong input, 3 a gate refused, 4 the environment cannot do it, 130 and 143 stopped,
+1 our bug.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+import typer
+
+from nafnet_core.errors import InputError, NAFNetError
+from pipelines import console
+from pipelines.cli import data, registry, training, using
+
+app = typer.Typer(
+    name="nafnet",
+    help="Train, tune, promote and run NAFNet image-deblurring models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for part in (training, data, using):
+    app.registered_commands += part.app.registered_commands
+app.add_typer(registry.app, name="registry")
+
+# Recent Typer carries its own Click: take the base class from there, whichever it is.
+_USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def main() -> None:
+    """Entry point: run a command, and turn what it raises into one line and an exit code."""
+    console.warn_on_stderr()
+    try:
+        code = app(standalone_mode=False)
+    except NAFNetError as error:
+        _fail(str(error), error.exit_code)
+    except _USAGE_ERROR as error:
+        _fail(error.format_message(), InputError.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("stopped", 130)
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if os.environ.get("NAFNET_DEBUG"):
+            raise
+        _fail(
+            f"this is a bug of ours: {type(error).__name__}: {error} ({place.filename}:{place.lineno}). "
+            "Set NAFNET_DEBUG=1 to see all of it",
+            1,
+        )
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str, code: int) -> None:
+    console.say(f"nafnet: {line}")
+    sys.exit(code)

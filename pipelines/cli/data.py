@@ -1,0 +1,159 @@
+"""`nafnet synth` and `nafnet prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nafnet_core.errors import InputError
+from pipelines import console
+from pipelines.cli.shared import AddressOption, JsonOption, OutOption, output_to, print_lines
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: nafnet synth photos --out pairs --variants 4")
+def synth(
+    sharp: Annotated[list[Path], typer.Argument(help="Sharp photos, or folders of them.")],
+    out: OutOption,
+    variants: Annotated[int, typer.Option(min=1, help="Differently blurred copies of each photo.")] = 1,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="shake, defocus, gaussian, measured; repeatable. [default: shake]"),
+    ] = None,
+    min_size: Annotated[float, typer.Option(help="Smallest extent of the blur, px.")] = 3.0,
+    max_size: Annotated[float, typer.Option(help="Largest extent of the blur, px.")] = 15.0,
+    max_noise: Annotated[float, typer.Option(help="Read noise, linear light, 1 is white.")] = 0.004,
+    max_side: Annotated[int | None, typer.Option(min=64, help="Shrink photos to this longer side.")] = None,
+    kernels: Annotated[
+        Path | None, typer.Option(help="Folder of measured kernels, for kind measured.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Make blurred/sharp pairs from sharp photos."""
+    from pipelines import synth as stage
+
+    known = ("shake", "defocus", "gaussian", "measured")
+    for name in kind or ():
+        if name not in known:
+            raise InputError("unknown kind of blur", got=name, expected=", ".join(known))
+    settings = stage.SynthConfig(
+        sharp=sharp,
+        out=out,
+        seed=seed,
+        variants=variants,
+        kinds=tuple(kind or ("shake",)),  # type: ignore[arg-type]
+        min_size_px=min_size,
+        max_size_px=max_size,
+        max_noise=max_noise,
+        max_side_px=max_side,
+        kernels=kernels,
+    )
+    with output_to(as_json) as output, console.progress("synth", "photos") as update:
+        result = stage.run(settings, on_progress=update)
+        for line in result.refused:
+            console.say(f"refused: {line}")
+        if output.as_json:
+            output.print_json(
+                {
+                    "pairs": result.num_pairs,
+                    "refused": result.refused,
+                    "out": out,
+                    "contact_sheet": result.contact_sheet,
+                }
+            )
+            return
+    print_lines(
+        f"{result.num_pairs} pairs in {out}, {len(result.refused)} photos refused. "
+        f"Look at {result.contact_sheet}.",
+        f"Next: nafnet prepare {out} --out STORE",
+    )
+
+
+@app.command(epilog="Example: nafnet prepare pairs --out store --crop 512 --stride 256")
+def prepare(
+    out: OutOption,
+    source: Annotated[
+        Path | None, typer.Argument(help="Folder with blur/ and sharp/, or GOPRO_Large.")
+    ] = None,
+    lq: Annotated[Path | None, typer.Option(help="Folder of blurred images, instead of SOURCE.")] = None,
+    gt: Annotated[Path | None, typer.Option(help="Folder of sharp images, instead of SOURCE.")] = None,
+    lq_name: Annotated[str, typer.Option(help="Name of the blurred file, {} being the sharp one's.")] = "{}",
+    blur: Annotated[str, typer.Option(help="GoPro: blur or blur_gamma.")] = "blur",
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    holdout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=0.9, help="Keep this share of the scenes for --split test, and out of train."
+        ),
+    ] = None,
+    format: Annotated[str, typer.Option(help="parquet or lmdb.")] = "parquet",
+    codec: Annotated[str, typer.Option(help="png or raw (lmdb only).")] = "png",
+    crop: Annotated[
+        int, typer.Option(min=0, help="Side of the crops; 0 keeps whole images, to evaluate.")
+    ] = 512,
+    stride: Annotated[int, typer.Option(min=1, help="Distance between crops.")] = 256,
+    pairs_per_shard: Annotated[int, typer.Option(min=1)] = 32,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad pair.")] = False,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a paired data set into a store that trains fast. Goes on where it was interrupted."""
+    from pipelines import prepare as stage
+    from pipelines.sources import FolderPairs, find_source, hold_out
+
+    for name, value, known in (("--format", format, ("parquet", "lmdb")), ("--codec", codec, ("png", "raw"))):
+        if value not in known:
+            raise InputError(f"unknown {name}", got=value, expected=" or ".join(known))
+    if lq is not None and gt is not None:
+        found = FolderPairs(lq_dir=lq, gt_dir=gt, lq_name=lq_name)
+    elif source is not None:
+        found = find_source(source, split=split, lq_name=lq_name, blur=blur)
+    else:
+        raise InputError("no source", fix="Give SOURCE, or both --lq and --gt")
+    refs = found.pairs()
+    if holdout is not None:
+        refs = hold_out(refs, holdout, test=split == "test")
+    settings = stage.PrepareConfig(
+        out=out.absolute(),
+        split=split,
+        format=format,  # type: ignore[arg-type]
+        codec=codec,  # type: ignore[arg-type]
+        crop_px=crop or None,
+        stride_px=stride,
+        pairs_per_shard=pairs_per_shard,
+        strict=strict,
+    )
+    with output_to(as_json) as output:
+        needs_ray = len(refs) > pairs_per_shard
+        with _connected(needs_ray, address), console.progress("prepare", "shards") as update:
+            result = stage.run(found, refs, settings, on_progress=update)
+        manifest = result.manifest
+        if output.as_json:
+            output.print_json(manifest.model_dump())
+            return
+    print_lines(
+        f"{manifest.num_pairs} pairs from {len(refs)} images in {len(manifest.shards)} shards, "
+        f"{manifest.num_refused} refused; digest {manifest.digest[:12]}."
+    )
+    if result.refused:
+        print_lines(
+            f"Refused, with the reasons: {out / 'quarantine.jsonl'}. First: {result.refused[0]['reason']}"
+        )
+    print_lines(f"Next: nafnet train --config mobile --data {out}")
+
+
+@contextmanager
+def _connected(needed: bool, address: str | None) -> Iterator[None]:
+    if not needed:
+        yield
+        return
+    from cluster.connect import connect
+
+    with connect(address):
+        yield

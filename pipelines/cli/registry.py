@@ -1,0 +1,92 @@
+"""`nafnet registry …`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines import console
+from pipelines.cli.shared import JsonOption, WorkspaceOption, number, output_to, print_lines
+from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipelines.registry import Version
+
+app = typer.Typer(help="The model registry: versions, candidate, champion.", no_args_is_help=True)
+
+
+@app.command("register", epilog="Example: nafnet registry register mine --on test-store")
+def registry_register(
+    model: Annotated[str, typer.Argument(help="Weights file or run.")],
+    on: Annotated[Path | None, typer.Option(help="Store to score it on.")] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Store a model as a new version; it becomes the candidate."""
+    with output_to(as_json) as output:
+        from pipelines import registry as stage
+
+        with console.progress("evaluate", "images") as update:
+            version = stage.register(model, Workspace.find(workspace), on=on, on_progress=update)
+        if output.as_json:
+            output.print_json(version.to_dict())
+            return
+    print_lines(
+        f"Version {version.version} is the candidate.", "Next: nafnet registry promote --on TEST_STORE"
+    )
+
+
+@app.command("promote", epilog="Example: nafnet registry promote --on test-store")
+def registry_promote(
+    on: Annotated[Path, typer.Option(help="Store that both models are scored on.")],
+    version: Annotated[int | None, typer.Argument(help="Version. [default: the candidate]")] = None,
+    min_gain_db: Annotated[float, typer.Option(help="PSNR over the champion's, at least.")] = 0.05,
+    max_ssim_drop: Annotated[float, typer.Option()] = 0.002,
+    max_latency_ratio: Annotated[float, typer.Option()] = 1.2,
+    reason: Annotated[str, typer.Option(help="For the history.")] = "",
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a version the champion, if it passes the gate."""
+    with output_to(as_json) as output:
+        from pipelines import registry as stage
+        from pipelines.gate import GateSettings
+
+        settings = GateSettings(
+            min_gain_db=min_gain_db, max_ssim_drop=max_ssim_drop, max_latency_ratio=max_latency_ratio
+        )
+        with console.progress("evaluate", "images") as update:
+            moved = stage.promote(
+                Workspace.find(workspace),
+                version=version,
+                on=on,
+                settings=settings,
+                reason=reason,
+                on_progress=update,
+            )
+        if output.as_json:
+            output.print_json(moved.to_dict())
+            return
+    rows = [[c.name, number(c.champion), number(c.candidate), c.limit, "yes"] for c in moved.checks]
+    base = "blurred input" if moved.before is None else f"champion {moved.before}"
+    console.table("The gate", ["", base, f"version {moved.version}", "limit", "passed"], rows)
+    print_lines(f"Version {moved.version} is the champion: models:/nafnet-deblur@champion")
+
+
+@app.command("list", epilog="Example: nafnet registry list")
+def registry_list(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
+    """Show the registered versions, newest first."""
+    with output_to(as_json) as output:
+        from pipelines import registry as stage
+
+        found: list[Version] = stage.versions(Workspace.find(workspace).make())
+        if output.as_json:
+            output.print_json([version.to_dict() for version in found])
+            return
+    rows = [
+        [v.version, ", ".join(v.aliases), v.model, number(v.psnr_db), number(v.gain_db), v.created]
+        for v in found
+    ]
+    console.table("nafnet-deblur", ["version", "alias", "model", "PSNR, dB", "gain, dB", "registered"], rows)

@@ -1,0 +1,76 @@
+"""What the commands share: options, output as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines import console
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import Report
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option("--workspace", help="Where runs and the MLflow data base live.", envvar="NAFNET_WORKSPACE"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster: auto or ray://HOST:PORT. Default: this machine.")
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+
+
+@dataclass
+class Output:
+    """Where results go: a table for people, or one JSON object."""
+
+    as_json: bool
+    stdout: Any
+
+    def print_json(self, content: Any) -> None:
+        print(json.dumps(content, indent=1, default=str), file=self.stdout)  # noqa: T201
+
+
+@contextmanager
+def output_to(as_json: bool) -> Iterator[Output]:
+    """Libraries print what they like: with --json, stdout is kept for the one object."""
+    stdout = sys.stdout
+    if as_json:
+        sys.stdout = sys.stderr
+    try:
+        yield Output(as_json, stdout)
+    finally:
+        sys.stdout = stdout
+
+
+def print_lines(*lines: str) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
+def number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def score_table(title: str, report: Report) -> None:
+    rows = [
+        [
+            "PSNR, dB",
+            f"{report.psnr_blurred_db:.2f}",
+            f"{report.psnr_restored_db:.2f}",
+            f"{report.gain_db:+.2f}",
+        ]
+    ]
+    if report.ssim_blurred is not None and report.ssim_restored is not None:
+        gain = report.ssim_restored - report.ssim_blurred
+        rows.append(["SSIM", f"{report.ssim_blurred:.4f}", f"{report.ssim_restored:.4f}", f"{gain:+.4f}"])
+    console.table(title, ["", "blurred input", "restored", "gain"], rows)
+    print_lines(f"{report.latency_s:.2f} s an image, {report.peak_memory_mib:.0f} MiB at the peak")

@@ -1,0 +1,149 @@
+"""`nafnet demo` and `nafnet train`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines import console
+from pipelines.cli.shared import (
+    AddressOption,
+    JsonOption,
+    WorkspaceOption,
+    output_to,
+    print_lines,
+    score_table,
+)
+from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipelines.tracking import Row
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: nafnet demo --workspace /tmp/first-look")
+def demo(
+    workspace: WorkspaceOption = None,
+    minutes: Annotated[float | None, typer.Option(min=0.05, help="Training time. [default: 3]")] = None,
+    config: Annotated[str, typer.Option(help="Training recipe.")] = "demo",
+    as_json: JsonOption = False,
+) -> None:
+    """Do the whole main job in minutes: synth, prepare, train, evaluate, register, promote, restore."""
+    with output_to(as_json) as out:
+        place = Workspace.find(workspace).make()
+        console.log_to(place.root / "demo.log")
+        console.say(f"Everything goes to {place.root}; the log is demo.log there.")
+        from pipelines import demo as stage
+
+        with _train_progress() as on_row:
+            result = stage.run(place, recipe=config, minutes=minutes, show=console.progress, on_row=on_row)
+        if out.as_json:
+            out.print_json(result.to_dict())
+            return
+        report = result.report
+        score_table("Photos that the network has not seen", report)
+        console.table(
+            "The run",
+            ["", ""],
+            [
+                ["samples/s, 2 workers", f"{result.train.samples_per_s:.1f}"],
+                ["waiting for data", f"{result.train.data_wait:.1%}"],
+                ["samples", result.train.samples],
+                ["champion", f"version {result.champion_version}"],
+                ["minutes, all together", f"{result.minutes:.1f}"],
+            ],
+        )
+        if result.refusal:
+            print_lines(f"The champion of an earlier demo stays: {result.refusal}")
+        print_lines("Pictures:", *(f"  {picture}" for picture in result.pictures))
+        print_lines(
+            "",
+            "Look at the runs:",
+            f"  mlflow ui --backend-store-uri {result.tracking_uri}",
+            f"  tensorboard --logdir {place.runs}",
+            "Deblur your own photos:",
+            f"  nafnet restore PHOTO_OR_FOLDER --out restored --workspace {place.root}",
+            "The same with your own pictures:",
+            "  nafnet synth SHARP_PHOTOS --out pairs          # or bring a folder with blur/ and sharp/",
+            "  nafnet prepare pairs --out store",
+            "  nafnet train --config mobile --data store --name mine",
+        )
+
+
+@app.command(epilog="Example: nafnet train --config mobile --data store --val test-store --name mine")
+def train(
+    config: Annotated[str, typer.Option(help="A shipped recipe's name, or a YAML file.")],
+    data: Annotated[list[Path] | None, typer.Option(help="Store to train on; repeatable.")] = None,
+    val: Annotated[Path | None, typer.Option(help="Store of whole images to validate on.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; the same name goes on with it.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, as optim.lr=5e-4; repeatable.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network. Ctrl-C saves the state; the same command then goes on."""
+    from pipelines.config import load_config, with_stores
+
+    settings = load_config(config, [*(overrides or ()), *([f"name={name}"] if name else [])])
+    settings = with_stores(settings, data or [], val)
+    with output_to(as_json) as output:
+        from pipelines import train as stage
+
+        place = Workspace.find(workspace)
+        stage.check(settings)
+        console.log_to(place.make().run_dir(settings.name) / "logs" / "driver.log")
+        with _train_progress() as on_row:
+            result = stage.run(settings, place, address=address, on_row=on_row)
+        if output.as_json:
+            output.print_json(
+                {
+                    "run": result.run_dir,
+                    "weights": result.weights,
+                    "mlflow_run_id": result.mlflow_run_id,
+                    "samples": result.samples,
+                    "val_psnr_db": result.psnr_db,
+                    "samples_per_s": result.samples_per_s,
+                    "data_wait": result.data_wait,
+                    "num_workers": result.num_workers,
+                    "pictures": [str(picture) for picture in result.pictures],
+                }
+            )
+            return
+    score = "" if result.psnr_db is None else f", {result.psnr_db:.2f} dB on the validation store"
+    print_lines(
+        f"{result.samples} samples at {result.samples_per_s:.1f}/s{score}. Weights: {result.weights}",
+        *(f"  {picture}" for picture in result.pictures),
+        f"Next: nafnet evaluate {settings.name} TEST_STORE",
+    )
+
+
+@contextmanager
+def _train_progress() -> Iterator[Any]:
+    """A progress line fed by the journal: samples of the budget, speed, loss, learning rate, data-wait."""
+    with console.progress("train", "samples") as update:
+        total = 0
+
+        def on_row(row: Row) -> None:
+            nonlocal total
+            total = int(row.metrics.get("total_samples", total))
+            note = "".join(
+                form.format(row.metrics[name])
+                for name, form in (
+                    ("train/samples_per_s", "{:.1f}/s"),
+                    ("train/loss", " loss {:.4g}"),
+                    ("train/lr", " lr {:.2g}"),
+                    ("train/data_wait", " data-wait {:.1%}"),
+                    ("val/psnr_db", "validation {:.2f} dB"),
+                )
+                if name in row.metrics
+            )
+            update(row.samples, total or row.samples, note)
+
+        yield on_row

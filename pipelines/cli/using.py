@@ -1,0 +1,97 @@
+"""`nafnet evaluate` and `nafnet restore`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nafnet_core.errors import InputError
+from pipelines import console
+from pipelines.cli.shared import (
+    JsonOption,
+    OutOption,
+    WorkspaceOption,
+    output_to,
+    print_lines,
+    score_table,
+)
+from pipelines.workspace import Workspace
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: nafnet evaluate mine test-store")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Weights file, run, or models:/NAME@ALIAS.")],
+    data: Annotated[Path, typer.Argument(help="Store, or folder of blurred images.")],
+    gt: Annotated[Path | None, typer.Argument(help="Folder of sharp images.")] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a model on pairs that it was not trained on: PSNR, SSIM, latency."""
+    with output_to(as_json) as output:
+        from pipelines import evaluate as stage
+        from pipelines.models import open_model
+
+        place = Workspace.find(workspace)
+        loaded = open_model(model, place)
+        pairs = stage.Pairs(data, gt)
+        with console.progress("evaluate", "images") as update:
+            result = stage.run(loaded, pairs, place.make(), on_progress=update)
+        if output.as_json:
+            output.print_json(result.report.model_dump())
+            return
+    score_table(f"{result.report.model} on {result.report.num_images} images", result.report)
+    print_lines(f"Report: {result.path}", f"Picture: {result.picture}")
+
+
+@app.command(epilog="Example: nafnet restore holiday --out restored")
+def restore(
+    inputs: Annotated[str, typer.Argument(metavar="INPUT", help="A photo, a folder or a glob.")],
+    out: OutOption = Path("restored"),
+    model: Annotated[
+        str | None, typer.Option(help="Weights, run or models:/…  [default: the champion]")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(min=64, help="Side of a tile, px. [default: by memory]")] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    on_error: Annotated[str, typer.Option(help="skip or stop.")] = "skip",
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Deblur photos. Those that were done before with the same model are skipped."""
+    for flag, value, known in (
+        ("--precision", precision, ("auto", "fp32", "bf16")),
+        ("--on-error", on_error, ("skip", "stop")),
+    ):
+        if value not in known:
+            raise InputError(f"unknown {flag}", got=value, expected=", ".join(known))
+    with output_to(as_json) as output:
+        from pipelines import restore as stage
+        from pipelines.models import open_model
+
+        stage.find_photos(inputs, out)
+        loaded = open_model(model, Workspace.find(workspace))
+        console.say(f"Model: {loaded.label}")
+        with console.progress("restore", "photos") as update:
+            result = stage.run(
+                inputs,
+                loaded,
+                out,
+                tile_px=tile,
+                precision=precision,
+                stop_on_error=on_error == "stop",
+                on_progress=update,
+            )
+        for file in result.files:
+            if file.error:
+                console.say(f"failed: {file.error}")
+        counts = {status: result.count(status) for status in ("restored", "skipped", "failed")}
+        if output.as_json:
+            output.print_json({**counts, "out": out, "record": out / stage.RECORD, "model": loaded.label})
+        else:
+            summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+            print_lines(f"{summary}. In {out}, what was done in {out / stage.RECORD}")
+    if counts["failed"]:
+        raise typer.Exit(InputError.exit_code)

@@ -1,0 +1,59 @@
+"""The gate: what passes, what is refused, what cannot be compared."""
+
+from __future__ import annotations
+
+import pytest
+
+from nafnet_core import InputError
+from pipelines.evaluate import Report
+from pipelines.gate import GateSettings, failed, judge
+from pipelines.scoring import Protocol
+
+
+def _report(psnr_db: float, ssim: float, *, data: str = "d", precision: str = "fp32") -> Report:
+    return Report(
+        model="m",
+        weights_digest="w",
+        data="store",
+        data_digest=data,
+        protocol=Protocol(precision=precision),
+        num_images=3,
+        psnr_blurred_db=25.0,
+        psnr_restored_db=psnr_db,
+        ssim_blurred=0.8,
+        ssim_restored=ssim,
+        latency_s=0.1,
+        peak_memory_mib=100.0,
+        images=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("psnr_db", "ssim", "ratio", "refused_for"),
+    [
+        (27.06, 0.85, 1.0, []),
+        (27.04, 0.85, 1.0, ["PSNR"]),
+        (27.10, 0.847, 1.0, ["SSIM"]),
+        (27.10, 0.85, 1.3, ["time"]),
+        (26.00, 0.80, 2.0, ["PSNR", "SSIM", "time"]),
+    ],
+)
+def test_each_limit_refuses_by_itself(
+    psnr_db: float, ssim: float, ratio: float, refused_for: list[str]
+) -> None:
+    checks = judge(_report(psnr_db, ssim), _report(27.0, 0.85), GateSettings(), latency_ratio=ratio)
+    assert [fault.split()[0] for fault in failed(checks)] == refused_for
+
+
+def test_without_a_champion_the_blurred_input_is_to_be_beaten() -> None:
+    settings = GateSettings()
+    assert not failed(judge(_report(25.1, 0.81), None, settings, latency_ratio=None))
+    assert failed(judge(_report(25.0, 0.81), None, settings, latency_ratio=None))
+
+
+def test_other_data_or_protocol_is_not_compared() -> None:
+    first = _report(27.0, 0.85)
+    with pytest.raises(InputError, match="different data"):
+        judge(first, _report(26.0, 0.85, data="other"), GateSettings(), latency_ratio=1.0)
+    with pytest.raises(InputError, match="precision fp32 ≠ bf16"):
+        judge(first, _report(26.0, 0.85, precision="bf16"), GateSettings(), latency_ratio=1.0)

@@ -1,0 +1,200 @@
+"""The training loop in one process, without Ray: what its weights depend on, and that it resumes exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nafnet_core import InputError
+from nafnet_core.weights import load_model
+from pipelines.checkpoint import CheckpointLedger
+from pipelines.config import RunConfig, parse_config
+from pipelines.ingest import PatchBatch, Span
+from pipelines.loop import RESULT, STOP, spans, train
+from pipelines.trainer import TrainContext, Trainer, build_model
+
+_SIDE_PX = 16
+
+
+def _config(**changes: object) -> RunConfig:
+    content = {
+        "name": "tiny",
+        "model": {"width": 4, "enc_blk_nums": [1], "middle_blk_num": 1, "dec_blk_nums": [1]},
+        "budget": {"samples": 48},
+        "stages": [{"share": 1.0, "patch_px": _SIDE_PX, "batch": 4}],
+        "optim": {"lr": 5e-3, "clip_norm": 1.0, "residual_scale": 0.3},
+        "checkpoint": {"every_minutes": 60},
+        "tracking": {"log_every_s": 0.001},
+        **changes,
+    }
+    return parse_config(content, file="test")
+
+
+def _batch(span: Span, number: int, rank: int = 0, world_size: int = 1) -> PatchBatch:
+    """Patches that depend on the sample's number alone, as the plan's do: a ramp, and noise on it."""
+    samples = span.start + number * span.batch + np.arange(span.batch)
+    samples = np.array_split(samples, world_size)[rank]
+    gt, lq = [], []
+    for sample in samples:
+        rng = np.random.default_rng(sample)
+        ramp = np.linspace(40, 200, span.patch_px)[None, :, None] * rng.uniform(0.5, 1, 3)
+        sharp = np.broadcast_to(ramp, (span.patch_px, span.patch_px, 3))
+        gt.append(sharp.astype(np.uint8))
+        lq.append((sharp + rng.normal(0, 12, sharp.shape)).clip(0, 255).astype(np.uint8))
+    return PatchBatch(samples=samples, lq=np.stack(lq), gt=np.stack(gt))
+
+
+def _context(run_dir: Path, digests: tuple[str, ...] = ("data",), stop_at: int | None = None) -> TrainContext:
+    def batches(span: Span) -> Iterator[PatchBatch]:
+        for number in range(span.num_batches):
+            if stop_at is not None and span.start + number * span.batch >= stop_at:
+                (run_dir / STOP).touch()
+            yield _batch(span, number)
+
+    run_dir.mkdir(exist_ok=True)
+    return TrainContext(
+        rank=0,
+        world_size=1,
+        device=torch.device("cpu"),
+        run_dir=run_dir,
+        batches=batches,
+        epoch_samples=100,
+        store_digests=digests,
+    )
+
+
+def _final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    ledger = CheckpointLedger(run_dir)
+    model, _ = load_model(ledger.folder / ledger.entries()[-1].folder / "model.safetensors")
+    return model.state_dict()
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    config = _config(budget={"samples": 400}, schedule={"warmup_share": 0.1})
+    train(config, _context(tmp_path))
+    rows = [json.loads(line)["metrics"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    # Minus the PSNR: down by more than a decibel.
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 1
+    assert json.loads((tmp_path / RESULT).read_text()) == {"samples": 400, "skipped": 0}
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    config = _config()
+    train(config, _context(tmp_path / "whole"))
+    # Requests to stop are looked for every five steps: asked at sample 12, heard at 20.
+    train(config, _context(tmp_path / "parts", stop_at=12))
+    assert not (tmp_path / "parts" / RESULT).exists()
+    assert CheckpointLedger(tmp_path / "parts").entries()[-1].samples == 20
+    (tmp_path / "parts" / STOP).unlink()
+    train(config, _context(tmp_path / "parts"))
+    whole, parts = _final_weights(tmp_path / "whole"), _final_weights(tmp_path / "parts")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_accumulation_does_not_change_the_gradient(tmp_path: Path) -> None:
+    span = Span(start=0, num_batches=1, batch=4, patch_px=_SIDE_PX)
+    norms = []
+    for micro_batch in (None, 1, 3):
+        config = _config(scaling={"micro_batch": micro_batch})
+        trainer = Trainer(config, _context(tmp_path))
+        norms.append(float(trainer.step(_batch(span, 0), 4, 48).grad_norm))
+    assert norms[0] > 0.1
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
+
+
+def test_a_step_with_nan_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(_config(optim={"max_bad_steps": 2}), _context(tmp_path))
+    span = Span(start=0, num_batches=3, batch=4, patch_px=_SIDE_PX)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    monkeypatch.setattr(trainer, "loss", lambda restored, gt: restored.mean(dim=(1, 2, 3)) * float("nan"))
+    trainer.step(_batch(span, 0), 4, 48)
+    assert trainer.skipped == 1
+    assert all(torch.equal(value, before[key]) for key, value in trainer.model.state_dict().items())
+    with pytest.raises(InputError, match="2 steps in a row"):
+        trainer.step(_batch(span, 1), 4, 48)
+
+
+def test_other_data_is_refused_on_resume(tmp_path: Path) -> None:
+    train(_config(), _context(tmp_path, stop_at=0))
+    (tmp_path / STOP).unlink()
+    with pytest.raises(InputError, match="trained on other data"):
+        train(_config(), _context(tmp_path, digests=("others",)))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = Trainer(_config(), _context(tmp_path))
+    span = Span(start=0, num_batches=4, batch=4, patch_px=_SIDE_PX)
+    for number in range(2):
+        trainer.step(_batch(span, number), 4, 48)
+        trainer.save()
+    newest = trainer.ledger.folder / trainer.ledger.entries()[-1].folder / "optim.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    again = Trainer(_config(), _context(tmp_path))
+    assert again.resume() and again.samples == 4
+    assert "damaged" in caplog.text and "0000000008" in caplog.text
+
+
+def test_the_ledger_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    trainer = Trainer(_config(checkpoint={"keep": 2}), _context(tmp_path))
+    for samples, psnr_db in ((4, 20.0), (8, 25.0), (12, 21.0), (16, 22.0), (20, None)):
+        trainer.samples = samples
+        trainer.save(psnr_db)
+    assert [entry.samples for entry in trainer.ledger.entries()] == [8, 16, 20]
+    folders = {path.name for path in trainer.ledger.folder.iterdir() if path.is_dir()}
+    assert folders == {"0000000008", "0000000016", "0000000020"}
+    best = trainer.ledger.best()
+    assert best is not None and best.samples == 8
+    assert trainer.ledger.weights(best).name == "ema.safetensors"
+
+
+def test_every_checkpoint_damaged_is_an_error(tmp_path: Path) -> None:
+    trainer = Trainer(_config(), _context(tmp_path))
+    trainer.save()
+    for file in (trainer.ledger.folder / "0000000000").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="every checkpoint"):
+        trainer.resume()
+
+
+def test_the_average_follows_the_weights(tmp_path: Path) -> None:
+    trainer = Trainer(_config(optim={"ema_decay": 0.9, "residual_scale": 0.3}), _context(tmp_path))
+    assert trainer.ema is not None
+    span = Span(start=0, num_batches=9, batch=4, patch_px=_SIDE_PX)
+    start = trainer.model.intro.weight.detach().clone()
+    for number in range(9):
+        trainer.step(_batch(span, number), 4, 48)
+    moved = (trainer.model.intro.weight - start).norm()
+    behind = (trainer.model.intro.weight - trainer.ema.intro.weight).norm()
+    assert 0 < behind < moved
+
+
+@pytest.mark.parametrize("start", [0, 8, 30, 40, 64, 100])
+def test_spans_from_any_sample_are_the_rest_of_the_run(start: int) -> None:
+    stages = [{"share": 0.5, "patch_px": 16, "batch": 4}, {"share": 0.5, "patch_px": 32, "batch": 8}]
+    config = _config(budget={"samples": 64}, stages=stages)
+
+    def batches(found: list[Span]) -> list[tuple[int, int, int]]:
+        return [
+            (span.start + number * span.batch, span.batch, span.patch_px)
+            for span in found
+            for number in range(span.num_batches)
+        ]
+
+    whole = batches(spans(config, 64, 0))
+    assert [sample for sample, _, _ in whole] == [*range(0, 32, 4), *range(32, 64, 8)]
+    assert [patch for _, _, patch in whole] == [16] * 8 + [32] * 4
+    # Only whole batches have been seen, so a start within one is that batch again.
+    rest = batches(spans(config, 64, start))
+    assert rest == [entry for entry in whole if entry[0] + entry[1] > start]
+
+
+def test_numbers_that_make_no_network() -> None:
+    config = _config(model={"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1]})
+    with pytest.raises(InputError, match="not a network"):
+        build_model(config.model)
