@@ -1,0 +1,150 @@
+"""What a person does wrong: one line each, naming what and where, and the right exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from nafnet_core import NAFNet, NAFNetConfig, randomize_residual_scales, save_model
+from pipelines.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+_TINY = NAFNetConfig(width=4, enc_blk_nums=(1,), middle_blk_num=1, dec_blk_nums=(1,))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Call `nafnet` in this process; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NAFNET_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nafnet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        captured = capsys.readouterr()
+        code = exit_info.value.code
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Two pairs in blur/ and sharp/."""
+    for side in ("blur", "sharp"):
+        (tmp_path / "pairs" / side).mkdir(parents=True)
+        for number, top in enumerate((0, 64)):
+            crop = Image.fromarray(data.astronaut()[top : top + 64, :80])
+            crop.save(tmp_path / "pairs" / side / f"{number}.png")
+    return tmp_path / "pairs"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    model = NAFNet(_TINY)
+    randomize_residual_scales(model, seed=0)
+    save_model(model, tmp_path / "tiny.safetensors", metadata={"train_patch_px": 32})
+    return tmp_path / "tiny.safetensors"
+
+
+def _refused(result: tuple[int, str, str], code: int, *words: str) -> None:
+    got, out, errors = result
+    assert got == code, errors
+    lines = [line for line in errors.splitlines() if line.startswith("nafnet: ")]
+    assert len(lines) == 1 and "Traceback" not in errors, errors
+    for word in words:
+        assert word in lines[0]
+    assert out == ""
+
+
+@pytest.mark.parametrize("command", ["demo", "synth", "prepare", "train", "evaluate", "restore"])
+def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0 and f"nafnet {command}" in out and "Example" in out
+
+
+def test_a_missing_folder(run: Run) -> None:
+    _refused(run("prepare", "nowhere", "--out", "store"), 2, "no such folder", "nowhere")
+    _refused(run("synth", "nowhere", "--out", "pairs"), 2, "no such folder", "nowhere")
+    _refused(run("restore", "nowhere"), 2, "nowhere")
+
+
+def test_a_folder_with_no_pairs(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    _refused(run("prepare", "empty", "--out", "store"), 2, "no pairs", "blur and sharp")
+    _refused(run("synth", "empty", "--out", "pairs"), 2, "no photos")
+
+
+def test_an_unpaired_image_is_named(run: Run, pairs: Path) -> None:
+    (pairs / "blur" / "1.png").unlink()
+    _refused(run("prepare", pairs, "--out", "store"), 2, "without a partner", "sharp/1.png")
+
+
+def test_different_sizes_and_truncated_files_are_quarantined(run: Run, pairs: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(pairs / "blur" / "1.png")
+    code, out, _ = run("prepare", pairs, "--out", "store", "--crop", 32)
+    assert code == 0 and "1 refused" in out and "80×64" in out and "64×64" in out
+    file = pairs / "blur" / "0.png"
+    file.write_bytes(file.read_bytes()[:900])
+    _refused(run("prepare", pairs, "--out", "again", "--crop", 32), 2, "no usable pair", "truncated")
+    _refused(run("prepare", pairs, "--out", "strict", "--crop", 32, "--strict"), 2, "0.png", "truncated")
+    assert not (tmp_path / "again" / "manifest.json").exists()
+
+
+def test_an_unknown_key_names_the_nearest(run: Run) -> None:
+    _refused(run("train", "--config", "mobile", "--set", "optim.learning_rte=1"), 2, "optim.learning_rte")
+    _refused(run("train", "--config", "mobile", "--set", "shedule.kind=step"), 2, "'schedule'")
+
+
+def test_an_unknown_recipe_option_and_command(run: Run) -> None:
+    _refused(run("train", "--config", "huge"), 2, "no such recipe", "mobile")
+    _refused(run("synth", "x", "--varants", 2), 2, "--varants")
+    _refused(run("trian"), 2, "trian")
+
+
+def test_a_checkpoint_that_is_no_nafnet(run: Run, pairs: Path, tmp_path: Path) -> None:
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    _refused(
+        run("restore", pairs / "blur", "--model", "other.pth"), 2, "not a NAFNet checkpoint", "layer.weight"
+    )
+    (tmp_path / "text.pth").write_text("hello")
+    _refused(run("evaluate", "text.pth", pairs / "blur", pairs / "sharp"), 2, "damaged")
+
+
+def test_no_model_yet(run: Run, pairs: Path) -> None:
+    _refused(run("restore", pairs / "blur"), 2, "there is no model yet", "nafnet demo")
+
+
+def test_an_output_folder_that_cannot_be_written(run: Run, pairs: Path, weights: Path) -> None:
+    # Root writes anywhere but here.
+    _refused(run("restore", pairs / "blur", "--model", weights, "--out", "/proc/nafnet"), 2, "cannot write")
+    _refused(run("synth", pairs / "sharp", "--out", "/proc/nafnet"), 2, "cannot write")
+    _refused(run("prepare", pairs, "--out", "/proc/nafnet"), 2, "cannot write")
+
+
+def test_impossible_training_is_refused_before_any_time_is_spent(run: Run, pairs: Path) -> None:
+    assert run("prepare", pairs, "--out", "store", "--crop", 64)[0] == 0
+    train = ("train", "--config", "mobile", "--data", "store")
+    _refused(run("train", "--config", "mobile"), 2, "no training data")
+    _refused(run("train", "--config", "mobile", "--data", "nowhere"), 2, "no such store")
+    _refused(run(*train), 2, "patches are larger", "64 px", "128 px")
+    _refused(run(*train, "--set", "stages=[{patch_px: 60}]"), 2, "multiple of 8")
+    _refused(run(*train, "--set", "stages=[{patch_px: 64, batch: 1}]"), 2, "batch of 1", "2 workers")
+    _refused(run(*train, "--set", "budget.samples=0"), 2, "budget.samples")
+    _refused(run(*train, "--set", "optim.lr=0"), 2, "optim.lr")
+
+
+def test_one_bad_photo_does_not_stop_the_others(run: Run, pairs: Path, weights: Path) -> None:
+    (pairs / "blur" / "bad.jpg").write_text("not a picture")
+    code, out, errors = run("restore", pairs / "blur", "--model", weights, "--out", "out")
+    assert code == 2 and "2 restored, 0 skipped, 1 failed" in out
+    assert "bad.jpg" in errors
