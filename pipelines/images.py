@@ -83,6 +83,7 @@ def read_photo(path: Path) -> Photo:
         is_deep = _is_16_bit(image, path)
         pixels, alpha, is_gray = _read_deep(path) if is_deep else _read_8_bit(image)
         if image.format == "TIFF":
+            orientation = 1 if is_deep else orientation  # OpenCV turns TIFFs upright, whatever it is told
             for tag in set(exif) - _TIFF_TAGS_KEPT:
                 del exif[tag]
         return Photo(

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from cluster.connect import connect
+from pipelines.sources import FolderPairs
+from pipelines.store import PairStore
+from tests.pipelines.pairs import make_store, write_pairs
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """One thread: small images are done sooner so, and tests beside this one keep their core."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    yield
+    torch.set_num_threads(before[0])
+    cv2.setNumThreads(before[1])
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> FolderPairs:
+    """Five pairs of 96×72 in three scenes. Shared: look, do not touch."""
+    return write_pairs(tmp_path_factory.mktemp("pairs"), ["a/1", "a/2", "b/1", "b/2", "c/1"])
+
+
+@pytest.fixture(scope="session")
+def store(pairs: FolderPairs, tmp_path_factory: pytest.TempPathFactory) -> PairStore:
+    """45 crops of 32 px in three Parquet shards. Shared: look, do not touch."""
+    return make_store(pairs, tmp_path_factory.mktemp("store") / "store")
+
+
+@pytest.fixture
+def own_store(pairs: FolderPairs, tmp_path: Path) -> Path:
+    """A store to damage."""
+    return make_store(pairs, tmp_path / "own-store").root
+
+
+@pytest.fixture(scope="package")
+def ray_session() -> Iterator[None]:
+    """A local Ray instance for all tests of this folder that ask for one: starting it takes seconds."""
+    with connect():
+        yield
