@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +30,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         if temporary.is_dir():
-            for file in temporary.iterdir():
-                file.unlink()
-            temporary.rmdir()
+            shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
 

@@ -130,7 +130,10 @@ def encode_png(rgb_hwc_u8: NDArray[np.uint8]) -> bytes:
 
 def decode_png(buffer: bytes | memoryview) -> NDArray[np.uint8]:
     """Inverse of `encode_png`. Raises `ValueError` where the bytes are no image."""
-    bgr = cv2.imdecode(np.frombuffer(buffer, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        bgr = cv2.imdecode(np.frombuffer(buffer, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # nothing in it, or absurd dimensions
+        bgr = None
     if bgr is None:
         raise ValueError("not a PNG")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

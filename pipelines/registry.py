@@ -105,7 +105,8 @@ def register(
         "nafnet.weights_digest": loaded.digest,
         **({} if report is None else _report_tags(report)),
     }
-    made = client.create_model_version(REGISTERED_NAME, source=uri, run_id=run_id, tags=tags)
+    with fluent(client):  # which the look-up of the version's source goes by
+        made = client.create_model_version(REGISTERED_NAME, source=uri, run_id=run_id, tags=tags)
     client.set_registered_model_alias(REGISTERED_NAME, "candidate", made.version)
     return next(version for version in versions(workspace) if version.version == int(made.version))
 
@@ -218,9 +219,9 @@ def _log_version(
         save_model(loaded.model, weights, metadata=loaded.metadata)
         write_json(card, _card(loaded, report))
         run_id = _run_of(client, spec, workspace)
-        with warnings.catch_warnings(), fluent(client), mlflow.start_run(run_id=run_id):
-            # MLflow asks for type hints and an example, from which it would guess the signature given here.
-            warnings.simplefilter("ignore", UserWarning)
+        with warnings.catch_warnings(record=True), fluent(client), mlflow.start_run(run_id=run_id):
+            # Recorded, to be dropped: MLflow asks for type hints and an example, from which it would guess
+            # the signature that it is given here.
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(_PYFUNC),

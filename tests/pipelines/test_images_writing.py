@@ -231,7 +231,7 @@ def test_png_of_a_view_and_from_a_view(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(image), view)
 
 
-@pytest.mark.parametrize("content", [b"no image", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
 def test_bytes_that_are_no_png(content: bytes) -> None:
     with pytest.raises(ValueError, match="not a PNG"):
         decode_png(content)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -124,14 +124,19 @@ def test_from_photos_to_a_restored_photo(place: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_same_command_goes_on(place: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    # Ctrl-C goes to the whole foreground group, Ray's processes among it; a SIGTERM to the command alone.
+    ("number", "send", "code"),
+    [(signal.SIGINT, os.killpg, 130), (signal.SIGTERM, os.kill, 143)],
+)
+def test_a_signal_saves_and_the_same_command_goes_on(
+    place: Path, number: int, send: Callable[[int, int], None], code: int
+) -> None:
     name = f"stopped-{code}"
     run = ("train", "--config", "recipe.yaml", "--data", "stores/train", "--name", name)
     run += ("--set", "budget.samples=6000", "--set", "tracking.log_every_s=0.2")
     run_dir = place / "workspace" / "runs" / name
     command, environment = _command(run, place)
-    # A session of its own: Ctrl-C goes to the whole foreground group, Ray's processes among it.
     process = subprocess.Popen(
         command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -139,7 +144,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(place: Path, number: int, c
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (journal.exists() and "train/loss" in journal.read_text()):
         time.sleep(0.2)
-    os.killpg(process.pid, number)
+    send(process.pid, number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
     assert "all state is saved" in errors and "same command goes on" in errors
