@@ -68,7 +68,7 @@ class FolderPairs:
         refs, lonely = [], []
         for key, gt_path in gt.items():
             parent, _, stem = key.rpartition("/")
-            lq_key = f"{parent}/{self.lq_name.format(stem)}".lstrip("/")
+            lq_key = f"{parent}/{self.lq_name.replace('{}', stem)}".lstrip("/")
             if lq_key in lq:
                 refs.append(PairRef(key=key, scene=parent or stem, lq=lq.pop(lq_key), gt=gt_path))
             else:
@@ -82,7 +82,7 @@ class FolderPairs:
                 expected=f"{len(refs)} pairs found, and nothing left over",
                 fix="Remove them, or say how the blurred files are named with --lq-name '{}_blur'",
             )
-        return refs
+        return sorted(refs, key=lambda ref: ref.key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class GoProPairs:
             ]
         if not refs:
             raise InputError("no GoPro sequences", file=folder, expected=f"SEQUENCE/{self.blur} and sharp")
-        return refs
+        return sorted(refs, key=lambda ref: ref.key)
 
 
 def find_source(root: Path, *, split: str, lq_name: str = "{}", blur: str = "blur") -> Source:

@@ -1,0 +1,43 @@
+"""Run every benchmark beside this file and write RESULTS.md.
+
+python benchmarks/run.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+_FOLDER = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    lines = ["# Results", "", "Written by `make bench`. Ratios are against the peer in the same run.", ""]
+    for script in sorted(_FOLDER.glob("[!_]*.py")):
+        if script.name == "run.py":
+            continue
+        print(f"== {script.name}", flush=True)
+        done = subprocess.run([sys.executable, str(script), "--json"], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"{script.name} ended with {done.returncode}")
+        result = json.loads(done.stdout)
+        lines += [
+            f"## `python benchmarks/{script.name}`",
+            "",
+            f"{result['machine']}; {result['versions']}",
+            "",
+        ]
+        lines += ["| | measured | at least | holds |", "|---|---|---|---|"]
+        for name, row in result["rows"].items():
+            at_least = "" if row["at_least"] is None else f"{row['at_least']:g} {row['unit']}"
+            holds = "" if row["holds"] is None else "yes" if row["holds"] else "**no**"
+            lines.append(f"| {name} | {row['value']:.3g} {row['unit']} | {at_least} | {holds} |")
+        lines.append("")
+    (_FOLDER / "RESULTS.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
