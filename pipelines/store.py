@@ -198,6 +198,10 @@ class PairStore:
             path = self.root / self.manifest.shards[number].file
             kind = _ParquetShard if self.manifest.format == "parquet" else _LmdbShard
             with _shard_errors(path):
+                expected = self.manifest.shards[number].bytes
+                # Reading beyond the end of a memory-mapped file kills the process (SIGBUS).
+                if (size := path.stat().st_size) != expected:
+                    raise ValueError(f"{size} bytes instead of {expected}")
                 self._open[number] = kind(path, self.manifest.codec)
         start = self._ends[number] - self.manifest.shards[number].pairs
         return self._open[number], index - start
@@ -223,7 +227,7 @@ def read_manifest(root: Path) -> Manifest:
                 fix="Prepare it again with this version",
             )
         return Manifest.model_validate(content)
-    except (json.JSONDecodeError, ValidationError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, AttributeError) as error:
         raise InputError("damaged manifest", file=path, got=str(error).splitlines()[0]) from error
 
 
@@ -313,7 +317,9 @@ def _window(row: _Row, top_share: float, left_share: float, patch_px: int) -> tu
 
 def _write_parquet(path: Path, pairs: Iterator[Pair]) -> None:
     # PNG does not compress again. One row group a pair costs about 1 KiB and makes a pair one read.
-    with pq.ParquetWriter(path, _COLUMNS, compression="none", use_dictionary=False) as writer:
+    # Statistics would hold each small PNG twice more, as its own minimum and maximum.
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    with pq.ParquetWriter(path, _COLUMNS, **options) as writer:
         for pair in pairs:
             height, width = pair.lq.shape[:2]
             row = (pair.key, pair.scene, height, width, encode_png(pair.lq), encode_png(pair.gt))

@@ -76,7 +76,7 @@ def run(
             "blur sizes must be 0 ≤ min ≤ max, variants at least 1",
             got=f"{config.min_size_px} to {config.max_size_px} px, {config.variants} variants",
         )
-    photos = _photos(config.sharp)
+    photos = _photos(config.sharp, config.out)
     kernels = _read_kernels(config.kernels) if config.kernels else []
     if "measured" in config.kinds and not kernels:
         raise InputError("the kind `measured` needs kernels", fix="Give their folder with --kernels")
@@ -100,16 +100,22 @@ def run(
     return SynthResult(out=config.out, num_pairs=len(records), refused=tuple(refused), contact_sheet=sheet)
 
 
-def _photos(paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Each photo with the name of its output folder; names are made unique by the path below its root."""
+def _photos(paths: Sequence[Path], out: Path) -> list[tuple[str, Path]]:
+    """Each photo with the name of its output folder: its path below its root, with a number where taken."""
     found: dict[str, Path] = {}
     for root in paths:
         files = [root] if root.is_file() else list_images(root)
         for path in files:
-            name = path.stem if root.is_file() else path.relative_to(root).with_suffix("").as_posix()
-            name = name.replace("/", "_")
-            if name in found and found[name] != path:
-                name = f"{name}_{path.suffix.lstrip('.').lower()}"
+            # What an earlier run wrote there is blurred already; a photo may be named twice, as itself and
+            # by its folder.
+            if out.resolve() in path.resolve().parents or path in found.values():
+                continue
+            stem = path.stem if root.is_file() else path.relative_to(root).with_suffix("").as_posix()
+            name = stem = stem.replace("/", "_")
+            number = 1
+            while name in found:
+                number += 1
+                name = f"{stem}-{number}"
             found[name] = path
     if not found:
         raise InputError("no photos in this folder", file=paths[0], expected="png, jpg, tif, webp or bmp")
@@ -130,7 +136,8 @@ def _blur_photo(
     records = []
     for variant in range(config.variants):
         # Counter-based: the draw depends on seed, name and variant only, not on order or threads.
-        key = [config.seed, zlib.crc32(name.encode()) << 32 | variant]
+        # An array, because NumPy makes floats of a list with a number from 2^63 on: variants would coincide.
+        key = np.array([config.seed, zlib.crc32(name.encode()) << 32 | variant], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
         degradation = draw_degradation(
             rng,
