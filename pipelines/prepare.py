@@ -132,13 +132,19 @@ def _work(jobs: list[_ShardJob], use_ray: bool) -> Iterator[None]:
 
     quiet_data_context()
     dataset = ray.data.from_items([{"job": job} for job in jobs], override_num_blocks=len(jobs))
-    for _ in dataset.map(_write_row).iter_rows():
+    for row in dataset.map(_write_row).iter_rows():
+        if row["refused"]:
+            raise InputError(row["refused"])
         yield
 
 
-def _write_row(row: dict[str, Any]) -> dict[str, Any]:
-    _write(row["job"])
-    return {"shard": row["job"].number}
+def _write_row(row: dict[str, Any]) -> dict[str, str]:
+    # Raised in the task, it would come out as Ray's own error with pages of trace.
+    try:
+        _write(row["job"])
+    except InputError as error:
+        return {"refused": str(error)}
+    return {"refused": ""}
 
 
 def _write(job: _ShardJob) -> None:
@@ -236,7 +242,10 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
     with written_aside(config.out / QUARANTINE) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in refused))
     if not shards:
-        raise InputError("no usable pair", file=config.out / QUARANTINE, got=refused[0]["reason"])
+        # The notes would hold it against pairs that are repaired meanwhile.
+        shutil.rmtree(config.out / _PROGRESS)
+        reason = refused[0]["reason"] if refused else "none at all"
+        raise InputError("no usable pair", file=config.out / QUARANTINE, got=reason)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         name=config.name or config.out.name,
@@ -254,6 +263,8 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
         digest=state.hexdigest(),
         licence=source.licence,
     )
+    for half in config.out.glob(".shard-*.tmp"):  # left by a run that was killed
+        half.unlink()
     write_json(config.out / MANIFEST, manifest.model_dump())
     shutil.rmtree(config.out / _PROGRESS)
     return PrepareResult(out=config.out, manifest=manifest, refused=tuple(refused))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,5 +46,11 @@ def own_store(pairs: FolderPairs, tmp_path: Path) -> Path:
 @pytest.fixture(scope="package")
 def ray_session() -> Iterator[None]:
     """A local Ray instance for all tests of this folder that ask for one: starting it takes seconds."""
+    import ray.data
+
     with connect():
+        # Made once a process, and while it is made it warns of its own defaults.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.data.DataContext.get_current()
         yield
