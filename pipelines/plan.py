@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,8 +89,8 @@ class SamplePlan:
         """Four random words a sample, from a Philox counter that is the sample's number."""
         words = np.empty((len(numbers), _WORDS_PER_SAMPLE), np.uint64)
         # Runs of consecutive numbers are one call: the generator counts on by itself.
-        starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 2) != 1)
-        for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
+        cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
+        for start, stop in pairwise(sorted({0, *cuts, len(numbers)})):
             generator = np.random.Philox(key=[self.seed, _STREAM_PATCH], counter=int(numbers[start]))
             words[start:stop] = generator.random_raw((stop - start) * _WORDS_PER_SAMPLE).reshape(
                 -1, _WORDS_PER_SAMPLE
