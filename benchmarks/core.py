@@ -1,10 +1,10 @@
 """The network against a plain implementation of it: training step and inference, in turns, in one process.
 
     python benchmarks/core.py
-    python benchmarks/core.py --device cuda --width 32
+    python benchmarks/core.py --device cuda --preset width64
 
-The peer is what users otherwise run: NCHW fp32 eager, with a hand-written autograd LayerNorm. Needs torch, numpy and
-OpenCV only.
+The peer is what users otherwise run: NCHW fp32 eager, with a hand-written autograd LayerNorm. Needs torch,
+numpy and OpenCV only.
 """
 
 from __future__ import annotations

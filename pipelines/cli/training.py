@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,20 +60,22 @@ def demo(
                 ["minutes, all together", f"{result.minutes:.1f}"],
             ],
         )
+        # Commands to paste: in an environment that is not activated, with their folder.
+        programs = "" if shutil.which("nafnet") else f"{Path(sys.executable).parent}/"
         if result.refusal:
             print_lines(f"The champion of an earlier demo stays: {result.refusal}")
         print_lines("Pictures:", *(f"  {picture}" for picture in result.pictures))
         print_lines(
             "",
             "Look at the runs:",
-            f"  mlflow ui --backend-store-uri {result.tracking_uri}",
-            f"  tensorboard --logdir {place.runs}",
+            f"  {programs}mlflow ui --backend-store-uri {result.tracking_uri}",
+            f"  {programs}tensorboard --logdir {place.runs}",
             "Deblur your own photos:",
-            f"  nafnet restore PHOTO_OR_FOLDER --out restored --workspace {place.root}",
+            f"  {programs}nafnet restore PHOTO_OR_FOLDER --out restored --workspace {place.root}",
             "The same with your own pictures:",
-            "  nafnet synth SHARP_PHOTOS --out pairs          # or bring a folder with blur/ and sharp/",
-            "  nafnet prepare pairs --out store",
-            "  nafnet train --config mobile --data store --name mine",
+            f"  {programs}nafnet synth SHARP_PHOTOS --out pairs   # or bring a folder with blur/ and sharp/",
+            f"  {programs}nafnet prepare pairs --out store --crop 256 --stride 128",
+            f"  {programs}nafnet train --config mobile --data store --name mine",
         )
 
 

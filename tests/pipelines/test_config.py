@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from nafnet_core import InputError
+from pipelines.config import RunConfig, find_recipe, load_config, parse_config
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+MINIMAL: dict[str, Any] = {"model": {"preset": "mobile"}, "budget": {"samples": 100}}
+
+
+def parsed(**changes: Any) -> RunConfig:
+    return parse_config(MINIMAL | changes, file="recipe.yaml")
+
+
+def refused(content: dict[str, Any]) -> str:
+    """The one line that the user reads."""
+    with pytest.raises(InputError) as caught:
+        parse_config(content, file="recipe.yaml")
+    line = str(caught.value)
+    assert "'recipe.yaml'" in line and "\n" not in line
+    return line
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: {preset: mobile}\n"
+        "budget: {minutes: 5}\n"
+        "stages: [{share: 0.5, patch_px: 64}, {share: 0.5, patch_px: 128}]\n"
+        "data: {train: [{path: one}, {path: two, weight: 0.4}]}\n"
+    )
+    return path
+
+
+# Shipped recipes
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipe_loads_by_name_and_by_file(path: Path) -> None:
+    config = load_config(path.stem)
+    assert config == load_config(path) == load_config(str(path))
+    # Data come from the command line: a recipe for everybody names nobody's folders.
+    assert config.data.train == () and config.data.val is None
+    # Checkpoints keep the configuration as plain values.
+    assert (
+        parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))), file="again") == config
+    )
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipe_writes_numbers_that_yaml_reads_as_numbers(path: Path) -> None:
+    # PyYAML reads 1e-3 as a string; other readers of the file may not be as kind as pydantic.
+    def leaves(value: Any) -> list[Any]:
+        if isinstance(value, dict):
+            return [leaf for child in value.values() for leaf in leaves(child)]
+        return [leaf for child in value for leaf in leaves(child)] if isinstance(value, list) else [value]
+
+    words = {"width32", "width64", "mobile", "cosine", "fp32", "bf16"}
+    assert {leaf for leaf in leaves(yaml.safe_load(path.read_text())) if isinstance(leaf, str)} <= words
+
+
+def test_there_are_recipes() -> None:
+    assert {"demo", "mobile", "gopro_width32"} <= {path.stem for path in RECIPES}
+
+
+def test_gopro_width32_is_the_paper() -> None:
+    # options/train/GoPro/NAFNet-width32.yml of megvii-research/NAFNet, and the clip in its model.
+    config = load_config("gopro_width32")
+    assert config.model.preset == "width32"
+    assert config.budget.samples == 200_000 * 32
+    assert (config.budget.epochs, config.budget.minutes) == (None, None)
+    (stage,) = config.stages
+    assert (stage.share, stage.patch_px, stage.batch) == (1.0, 256, 32)
+    optim = config.optim
+    assert (optim.lr, optim.betas, optim.weight_decay) == (1e-3, (0.9, 0.9), 1e-3)
+    assert (optim.clip_norm, optim.ema_decay, optim.residual_scale) == (0.01, None, 0.0)
+    schedule = config.schedule
+    assert (schedule.kind, schedule.final_lr, schedule.warmup_share) == ("cosine", 1e-7, 0.0)
+    assert config.loss == {"psnr": 1.0}
+    assert config.precision == "fp32"
+    assert config.data.augment
+    assert (config.scaling.num_workers, config.scaling.use_gpu) == (8, True)
+
+
+# Unknown keys
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "nearest"),
+    [
+        ({"optimm": {}}, "optimm", "optim"),
+        ({"optim": {"learning_rate": 1}}, "optim.learning_rate", None),
+        ({"optim": {"weight_decy": 1}}, "optim.weight_decy", "weight_decay"),
+        ({"scaling": {"workers": 2}}, "scaling.workers", "num_workers"),
+        ({"stages": [{"share": 1.0, "patch": 64}]}, "stages.0.patch", "patch_px"),
+        ({"stages": [{"share": 0.5}, {"share": 0.5, "batchsize": 4}]}, "stages.1.batchsize", "batch"),
+        ({"data": {"train": [{"path": "a", "wieght": 2}]}}, "data.train.0.wieght", "weight"),
+        ({"model": {"presett": "mobile"}}, "model.presett", "preset"),
+    ],
+)
+def test_unknown_key_names_the_nearest(content: dict[str, Any], key: str, nearest: str | None) -> None:
+    line = refused(MINIMAL | content)
+    assert f"unknown key '{key}'" in line and "Known here: " in line
+    assert nearest is None or f"Did you mean '{nearest}'?" in line
+
+
+# Values that cannot be
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ({"optim": {"lr": 0}}, "optim.lr"),
+        ({"optim": {"lr": -1e-3}}, "optim.lr"),
+        ({"optim": {"lr": "fast"}}, "optim.lr"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr"),
+        ({"optim": {"lr": float("inf")}}, "optim.lr"),
+        ({"optim": {"betas": [0.9]}}, "optim.betas"),
+        ({"optim": {"ema_decay": 1.0}}, "optim.ema_decay"),
+        ({"optim": 3}, "optim"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"name": "../escape"}, "name"),
+        ({"name": ""}, "name"),
+        ({"precision": "fp16"}, "precision"),
+        ({"schedule": {"kind": "linear-ish"}}, "schedule.kind"),
+        ({"loss": {"l3": 1.0}}, "loss.l3"),
+        ({"loss": {}}, "loss"),
+        ({"stages": []}, "stages"),
+        ({"stages": [{"batch": 0}]}, "stages.0.batch"),
+        ({"stages": [{"share": 1.5}]}, "stages.0.share"),
+        ({"data": {"train": [{"path": "a", "weight": 0}]}}, "data.train.0.weight"),
+        ({"data": {"train": [{"weight": 1}]}}, "data.train.0.path"),
+        ({"budget": {"minutes": float("inf")}}, "budget.minutes"),
+        ({"budget": {"samples": 0}}, "budget.samples"),
+        ({"model": {"preset": "width48"}}, "model.preset"),
+    ],
+)
+def test_bad_value_is_named(content: dict[str, Any], where: str) -> None:
+    line = refused(MINIMAL | content)
+    assert f"bad value for '{where}" in line and "expected" in line
+
+
+def test_missing_sections_are_named() -> None:
+    assert "'model'" in refused({"budget": {"samples": 1}})
+    assert "'budget'" in refused({"model": {"preset": "mobile"}})
+
+
+@pytest.mark.parametrize(
+    ("budget", "got"),
+    [
+        ({}, "none"),
+        ({"samples": 1, "minutes": 1}, "samples.*minutes"),
+        ({"samples": 1, "epochs": 1, "minutes": 1}, "samples.*epochs.*minutes"),
+    ],
+)
+def test_budget_is_exactly_one(budget: dict[str, Any], got: str) -> None:
+    with pytest.raises(InputError, match=f"exactly one of samples, epochs and minutes; got .*{got}"):
+        parsed(budget=budget)
+
+
+@pytest.mark.parametrize("shares", [(0.5,), (0.5, 0.4), (0.5, 0.500_01), (0.9, 0.9)])
+def test_shares_must_add_up(shares: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match=rf"shares must add up to 1, not {sum(shares):g}"):
+        parsed(stages=[{"share": share} for share in shares])
+
+
+def test_shares_of_thirds_add_up() -> None:
+    assert (
+        len(parsed(stages=[{"share": 0.333_333_3}, {"share": 0.333_333_3}, {"share": 0.333_333_4}]).stages)
+        == 3
+    )
+
+
+def test_batch_must_reach_every_worker() -> None:
+    scaling = {"num_workers": 4}
+    assert parsed(stages=[{"batch": 4}], scaling=scaling).stages[0].batch == 4
+    with pytest.raises(InputError, match="a batch of 3 cannot be shared by 4 workers"):
+        parsed(stages=[{"share": 0.5, "batch": 4}, {"share": 0.5, "batch": 3}], scaling=scaling)
+
+
+def test_final_rate_cannot_exceed_the_first() -> None:
+    with pytest.raises(InputError, match=r"schedule\.final_lr must not exceed optim\.lr"):
+        parsed(optim={"lr": 1e-5}, schedule={"final_lr": 1e-4})
+
+
+def test_preset_and_numbers_exclude_each_other() -> None:
+    numbers = {"width": 8, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1]}
+    assert parsed(model=numbers).model.enc_blk_nums == (1, 1)
+    with pytest.raises(InputError, match="exclude each other"):
+        parsed(model=numbers | {"preset": "mobile"})
+    with pytest.raises(InputError, match="exclude each other"):
+        parsed(model={"preset": "mobile", "middle_blk_num": 0})
+    for missing in numbers:
+        with pytest.raises(InputError, match="give `preset`, or all of"):
+            parsed(model={key: value for key, value in numbers.items() if key != missing})
+
+
+def test_configuration_is_frozen() -> None:
+    config = parsed()
+    with pytest.raises(ValidationError):
+        config.optim.lr = 1.0  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        config.seed = 1  # type: ignore[misc]
+
+
+# Overrides
+
+
+def test_overrides_come_last(recipe: Path) -> None:
+    config = load_config(
+        recipe,
+        ["optim.lr=1e-3", "optim.betas=[0.8, 0.99]", "precision=bf16", "optim.ema_decay=null", "seed=7"],
+    )
+    assert config.optim.lr == 0.001 and isinstance(config.optim.lr, float)
+    assert config.optim.betas == (0.8, 0.99)
+    assert (config.precision, config.optim.ema_decay, config.seed) == ("bf16", None, 7)
+    assert config.model.preset == "mobile" and config.budget.minutes == 5
+    assert load_config(recipe, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize("budget", ["samples=1000", "epochs=0.5", "minutes=9"])
+def test_budget_by_override_replaces_the_recipes(recipe: Path, budget: str) -> None:
+    name, _, value = budget.partition("=")
+    config = load_config(recipe, [f"budget.{budget}"])
+    assert config.budget.model_dump(exclude_none=True) == {name: float(value)}
+
+
+def test_two_budgets_by_override_leave_the_last(recipe: Path) -> None:
+    assert load_config(recipe, ["budget.samples=10", "budget.epochs=2"]).budget.epochs == 2
+
+
+def test_override_reaches_into_lists(recipe: Path) -> None:
+    # The error of a patch that is too large tells to set stages.0.patch_px.
+    config = load_config(recipe, ["stages.1.patch_px=96", "data.train.0.weight=2"])
+    assert [stage.patch_px for stage in config.stages] == [64, 96]
+    assert [store.weight for store in config.data.train] == [2.0, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("optim.lr", "not an override"),
+        ("=3", "not an override"),
+        ("optim.lr=[1", "not a value"),
+        ("seed.deeper=1", "not a section"),
+        ("stages.2.patch_px=96", "not a section"),
+        ("stages.first.patch_px=96", "not a section"),
+        ("stages.2=96", "not a section"),
+        ("optim.lr=", "bad value for 'optim.lr'"),
+        ("optim.rl=1", "unknown key 'optim.rl'.*Did you mean 'lr'"),
+        ("new.section=1", "unknown key 'new'"),
+    ],
+)
+def test_bad_override(recipe: Path, override: str, match: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        load_config(recipe, [override])
+    assert "\n" not in str(caught.value)
+
+
+# Files
+
+
+def test_unknown_recipe_lists_the_shipped_ones() -> None:
+    with pytest.raises(InputError, match="no such recipe: 'mobil'.*demo.*gopro_width32.*mobile"):
+        find_recipe("mobil")
+
+
+def test_a_file_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("demo").name == "demo.yaml"
+    (tmp_path / "demo").write_text("model: {preset: width64}\nbudget: {epochs: 1}\n")
+    assert load_config("demo").model.preset == "width64"
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"model: [", "not a YAML file"),
+        (b"a: b: c", "not a YAML file"),
+        (b"\x80\x81\xff", "not a YAML file"),
+        (b"model: !!python/object/apply:os.system ['true']", "not a YAML file"),
+        (b"", "expected a mapping, got NoneType"),
+        (b"- 1\n- 2\n", "expected a mapping, got list"),
+    ],
+)
+def test_file_that_is_no_recipe(tmp_path: Path, content: bytes, match: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=match) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,74 @@
+"""The driver of a training run: what it refuses before any worker starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.connect import connect
+from nafnet_core import CapabilityError, InputError
+from pipelines import train
+from pipelines.config import RunConfig, parse_config, with_stores
+from pipelines.prepare import PrepareConfig
+from pipelines.prepare import run as prepare
+from pipelines.sources import FolderPairs
+from pipelines.synth import SynthConfig
+from pipelines.synth import run as synth
+from pipelines.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("train")
+    (root / "photos").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(root / "photos" / "noise.png")
+    synth(SynthConfig(sharp=[root / "photos"], out=root / "pairs", variants=2))
+    source = FolderPairs(lq_dir=root / "pairs" / "blur", gt_dir=root / "pairs" / "sharp")
+    prepare(source, source.pairs(), PrepareConfig(out=root / "store", crop_px=None))
+    return root / "store"
+
+
+def _config(store: Path, **changes: object) -> RunConfig:
+    content = {
+        "model": {"width": 4, "enc_blk_nums": [1], "middle_blk_num": 1, "dec_blk_nums": [1]},
+        "budget": {"samples": 64},
+        "stages": [{"patch_px": 32, "batch": 32}],
+        **changes,
+    }
+    return with_stores(parse_config(content, file="test"), [store], None)
+
+
+@pytest.mark.ray
+def test_more_than_the_machine_has_is_refused_with_what_there_is(store: Path, tmp_path: Path) -> None:
+    with connect():
+        with pytest.raises(CapabilityError, match=r"not enough CPUs .*expected 30\.4") as refused:
+            train.run(_config(store, scaling={"num_workers": 32}), Workspace(tmp_path / "a"))
+        assert refused.value.exit_code == 4 and "scaling.num_workers" in str(refused.value)
+        with pytest.raises(CapabilityError, match="not enough GPUs .*got 0"):
+            scaling = {"num_workers": 1, "use_gpu": True}
+            train.run(_config(store, scaling=scaling), Workspace(tmp_path / "b"))
+
+
+def test_a_name_is_one_run(store: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    train._claim(_config(store), run_dir)
+    # Another machine may go on with other workers, but not with another recipe.
+    train._claim(_config(store, scaling={"num_workers": 2}), run_dir)
+    with pytest.raises(InputError, match="another 'optim'.*--name"):
+        train._claim(_config(store, optim={"lr": 0.5}), run_dir)
+
+
+def test_the_users_own_error_is_found_inside_rays() -> None:
+    class WorkerGroupError(RuntimeError):
+        worker_failures = {1: InputError("a missing or damaged shard", file="shard-00000.lmdb")}
+
+    error = train._explained(WorkerGroupError("wrapped"), Path("run"))
+    assert isinstance(error, InputError) and "shard-00000.lmdb" in str(error)
+    other = train._explained(RuntimeError("line\nlast line"), Path("run"))
+    assert isinstance(other, CapabilityError) and "last line" in str(other)
