@@ -23,9 +23,9 @@ PresetName = Literal["width32", "width64", "mobile"]
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, and no key that it does not know."""
+    """Base of every section: frozen, no key that it does not know, no number that is none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -169,7 +169,7 @@ class RunConfig(Section):
     """One training run, whole."""
 
     name: str = Field("train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     model: ModelSection
     data: DataSection = DataSection()
     budget: BudgetSection
@@ -261,19 +261,28 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError("not an override", got=override, expected="key.path=value")
     *parents, last = key.strip().split(".")
-    place = content
+    place: Any = content
     for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise InputError("not a section of the configuration", got=parent, file=key)
+        number = _list_index(place, parent, key)
+        place = place.setdefault(parent, {}) if number is None else place[number]
+    number = _list_index(place, last, key)
     try:
-        place[last] = yaml.safe_load(value)
+        place[last if number is None else number] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise InputError("not a value", file=key, got=value) from error
     if last in BudgetSection.model_fields and parents == ["budget"]:
         # The three exclude each other: naming one replaces the recipe's.
         for other in set(BudgetSection.model_fields) - {last}:
             place.pop(other, None)
+
+
+def _list_index(place: Any, part: str, key: str) -> int | None:
+    """Which item of a list `part` of `key` means (`stages.0.patch_px`); None where `place` is a mapping."""
+    if isinstance(place, dict):
+        return None
+    if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
+        return int(part)
+    raise InputError("not a section of the configuration", got=part, file=key)
 
 
 def _explained(error: ValidationError, file: str | Path) -> InputError:

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from nafnet_core import InputError
-from pipelines.config import RunConfig, find_recipe, load_config, parse_config
+from pipelines.config import RunConfig, find_recipe, load_config, parse_config, with_stores
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 MINIMAL: dict[str, Any] = {"model": {"preset": "mobile"}, "budget": {"samples": 100}}
@@ -99,7 +99,7 @@ def test_gopro_width32_is_the_paper() -> None:
         ({"optim": {"learning_rate": 1}}, "optim.learning_rate", None),
         ({"optim": {"weight_decy": 1}}, "optim.weight_decy", "weight_decay"),
         ({"scaling": {"workers": 2}}, "scaling.workers", "num_workers"),
-        ({"stages": [{"share": 1.0, "patch": 64}]}, "stages.0.patch", "patch_px"),
+        ({"stages": [{"share": 1.0, "patchpx": 64}]}, "stages.0.patchpx", "patch_px"),
         ({"stages": [{"share": 0.5}, {"share": 0.5, "batchsize": 4}]}, "stages.1.batchsize", "batch"),
         ({"data": {"train": [{"path": "a", "wieght": 2}]}}, "data.train.0.wieght", "weight"),
         ({"model": {"presett": "mobile"}}, "model.presett", "preset"),
@@ -251,7 +251,8 @@ def test_override_reaches_into_lists(recipe: Path) -> None:
         ("optim.lr", "not an override"),
         ("=3", "not an override"),
         ("optim.lr=[1", "not a value"),
-        ("seed.deeper=1", "not a section"),
+        ("seed.deeper=1", "bad value for 'seed'"),
+        ("budget.minutes.deeper=1", "not a section"),
         ("stages.2.patch_px=96", "not a section"),
         ("stages.first.patch_px=96", "not a section"),
         ("stages.2=96", "not a section"),
@@ -264,6 +265,16 @@ def test_bad_override(recipe: Path, override: str, match: str) -> None:
     with pytest.raises(InputError, match=match) as caught:
         load_config(recipe, [override])
     assert "\n" not in str(caught.value)
+
+
+def test_stores_of_the_command_line_replace_the_recipes(recipe: Path) -> None:
+    config = load_config(recipe)
+    assert with_stores(config, [], None) == config
+    changed = with_stores(config, [Path("mine")], Path("val"))
+    assert [(store.path, store.weight) for store in changed.data.train] == [(Path("mine").absolute(), 1.0)]
+    # Workers start elsewhere: a relative path would mean another folder there.
+    assert changed.data.val == Path("val").absolute()
+    assert with_stores(changed, [], None) == changed
 
 
 # Files
