@@ -222,7 +222,8 @@ def ray_batches(
             yield from _batches_of(ray.get(blocks), window, part)
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
-            raise error.cause from error
+            # Ray Data writes advice of its own below our line.
+            raise InputError(str(error.cause).splitlines()[0]) from error
         raise
     finally:
         ray.kill(feeder)

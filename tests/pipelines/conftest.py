@@ -43,14 +43,18 @@ def own_store(pairs: FolderPairs, tmp_path: Path) -> Path:
     return make_store(pairs, tmp_path / "own-store").root
 
 
-@pytest.fixture(scope="package")
-def ray_session() -> Iterator[None]:
-    """A local Ray instance for all tests of this folder that ask for one: starting it takes seconds."""
+@pytest.fixture(scope="session")
+def data_context() -> None:
+    """Ray Data's settings of this process; while they are made they warn of their own defaults."""
     import ray.data
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.data.DataContext.get_current()
+
+
+@pytest.fixture(scope="package")
+def ray_session(data_context: None) -> Iterator[None]:
+    """A local Ray instance for all tests of this folder that ask for one: starting it takes seconds."""
     with connect():
-        # Made once a process, and while it is made it warns of its own defaults.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.data.DataContext.get_current()
         yield
