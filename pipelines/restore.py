@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from nafnet_core import InputError
-from nafnet_core.tiling import restore_image, tile_px_for
+from nafnet_core.tiling import DEFAULT_OVERLAP_PX, restore_image, tile_px_for
 from pipelines.files import make_folder, sha256
 from pipelines.images import IMAGE_SUFFIXES, list_images, read_photo, write_photo
 from pipelines.models import LoadedModel
@@ -82,8 +82,11 @@ def run(
         stop_on_error: raise at the first bad photo, instead of going on with the next.
 
     Raises:
-        InputError: nothing to restore, a folder that cannot be written, or a bad photo with `stop_on_error`.
+        InputError: nothing to restore, tiles that are too small, a folder that cannot be written, or a bad
+            photo with `stop_on_error`.
     """
+    if tile_px is not None and tile_px <= 2 * DEFAULT_OVERLAP_PX:
+        raise InputError("tiles too small", expected=f"more than {2 * DEFAULT_OVERLAP_PX} px", got=tile_px)
     photos = find_photos(inputs, out)
     make_folder(out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -126,7 +129,8 @@ def find_photos(inputs: str, out: Path) -> list[tuple[Path, Path]]:
         ]
         if not paths:
             raise InputError("no such file, folder or match", file=inputs)
-    found = [(path, relative) for path, relative in found if out.absolute() not in path.absolute().parents]
+    # Resolved, since `photos/../photos` and a link name the same folder, and photos would be overwritten.
+    found = [(path, relative) for path, relative in found if out.resolve() not in path.resolve().parents]
     if not found:
         raise InputError("no photos", file=inputs, expected=" ".join(sorted(IMAGE_SUFFIXES)))
     places: dict[Path, Path] = {}
