@@ -39,7 +39,7 @@ test-slow: setup
 lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: setup
 	@$(BIN)/python benchmarks/run.py
