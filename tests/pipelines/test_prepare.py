@@ -246,7 +246,10 @@ def test_half_finished_shard_is_written_again(source: FolderPairs, tmp_path: Pat
     files = {"shard": "shard-00001.parquet", "note": ".progress/shard-00001.json"}
     (config.out / files[lost]).unlink()
     result = prepare.run(source, source.pairs(), config)
-    assert result.manifest.digest == make_store(source, tmp_path / "whole").digest
+    whole = make_store(source, tmp_path / "whole")
+    assert result.manifest.digest == whole.digest
+    store = PairStore(config.out)
+    assert [store.pair(n).digest() for n in range(54)] == [whole.pair(n).digest() for n in range(54)]
 
 
 def test_unfinished_store_of_another_job_is_refused(source: FolderPairs, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_what_was_read_is_writable_and_outlives_the_store(
     del store
     again = PairStore(tmp_path / "store")
     assert np.array_equal(patch[0], again.patch(3, 0.2, 0.9, 16)[0])
+    assert all(side.flags.writeable for side in (pair.lq, pair.gt, *patch))
     np.bitwise_xor(pair.lq, 255, out=pair.lq)
     assert not np.array_equal(pair.lq, again.pair(3).lq)
 
