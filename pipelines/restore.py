@@ -219,8 +219,9 @@ def _restore_one(
             tile_px=tile if max(height, width) > tile else None,
             seconds=time.perf_counter() - start,
         )
-    except (InputError, OSError) as error:
-        return replace(result, error=str(error), seconds=time.perf_counter() - start)
+    # Torch raises RuntimeError where memory runs out: one huge photo must not stop the others.
+    except (InputError, OSError, RuntimeError) as error:
+        return replace(result, error=str(error).splitlines()[0], seconds=time.perf_counter() - start)
 
 
 def _read_record(out: Path) -> dict[str, Restored]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from nafnet_core.errors import InputError, NAFNetError
+from nafnet_core.errors import CapabilityError, InputError, NAFNetError
 from pipelines import console
 from pipelines.cli import data, registry, training, using
 
@@ -49,6 +49,9 @@ def main() -> None:
         # The reader of our output went away, as `| head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # A full disk, a vanished mount: nothing that our own checks could have foreseen.
+        _fail(f"{error.strerror or error}: {error.filename or 'no file named'}", CapabilityError.exit_code)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         if os.environ.get("NAFNET_DEBUG"):
