@@ -31,7 +31,7 @@ app = typer.Typer()
 @app.command(epilog="Example: nafnet demo --workspace /tmp/first-look")
 def demo(
     workspace: WorkspaceOption = None,
-    minutes: Annotated[float | None, typer.Option(min=0.05, help="Training time. [default: 3]")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.05, help="Training time. [default: 2]")] = None,
     config: Annotated[str, typer.Option(help="Training recipe.")] = "demo",
     as_json: JsonOption = False,
 ) -> None:
