@@ -7,7 +7,7 @@ Source and result stay in host memory; one tile at a time goes to the model's de
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from nafnet_core.local_stats import local_statistics
 from nafnet_core.model import NAFNet
 
 DEFAULT_OVERLAP_PX = 64
+# Beyond this a tile saves little overlap, and its maps cost page faults instead of staying in the caches.
+MAX_TILE_PX = 1024
 MIN_TILE_PX = 192  # The smallest multiple of 64 of which `DEFAULT_OVERLAP_PX` is below half.
 # Floats alive at once a pixel at full resolution, in units of `width`: the block's expanded maps, the
 # skip, and the fp64 integral image of local statistics. Read off peak memory at several sizes.
@@ -37,10 +39,13 @@ class Tile:
 
 
 def tile_px_for(model: NAFNet, memory_mib: float) -> int:
-    """Largest square tile, a multiple of 64 px, whose forward pass fits into `memory_mib` (an estimate)."""
+    """Side of the largest tile up to `MAX_TILE_PX` whose forward pass fits into `memory_mib`, an estimate.
+
+    A multiple of 64 px, and at least `MIN_TILE_PX`.
+    """
     bytes_per_px = 4 * model.config.width * _LIVE_MAPS
     side = int((memory_mib * 2**20 / bytes_per_px) ** 0.5)
-    return max(MIN_TILE_PX, side // 64 * 64)
+    return min(MAX_TILE_PX, max(MIN_TILE_PX, side // 64 * 64))
 
 
 @torch.inference_mode()
@@ -52,6 +57,7 @@ def restore_image(
     tile_px: int | None = None,
     overlap_px: int = DEFAULT_OVERLAP_PX,
     autocast: bool = False,
+    on_tile: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Restore one image.
 
@@ -63,6 +69,7 @@ def restore_image(
         tile_px: side of a tile; None runs the whole image at once.
         overlap_px: how far neighbouring tiles overlap; blended by a linear ramp.
         autocast: run in bf16.
+        on_tile: called after each tile with the tiles done and all tiles; not where the image is run whole.
 
     Returns:
         (H, W, 3), dtype of the input.
@@ -88,7 +95,7 @@ def restore_image(
                 f"tile {tile_px} px must exceed the overlap, {overlap_px} px, "
                 f"by the network's stride, {model.config.stride_px} px"
             )
-        return _run_tiled(model, lq_hwc, white, tile_px, overlap_px, autocast)
+        return _run_tiled(model, lq_hwc, white, tile_px, overlap_px, autocast, on_tile)
 
 
 def tiles(height: int, width: int, tile_px: int, overlap_px: int, align_px: int = 1) -> Iterator[Tile]:
@@ -118,6 +125,7 @@ def _run_tiled(
     tile_px: int,
     overlap_px: int,
     autocast: bool,
+    on_tile: Callable[[int, int], None],
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     # One band of tiles is blended at a time, so that the float sums never cover the whole photo.
     height, width = lq_hwc.shape[:2]
@@ -128,7 +136,7 @@ def _run_tiled(
     total = torch.zeros(rows[0][1], width, lq_hwc.shape[2])
     weight = torch.zeros(rows[0][1], width, 1)
     for index, (top, tile_height) in enumerate(rows):
-        for left, tile_width in cols:
+        for column, (left, tile_width) in enumerate(cols, start=1):
             patch = lq_hwc[top : top + tile_height, left : left + tile_width]
             ramp = (
                 _ramp(tile_height, top, height, overlap_px)[:, None, None]
@@ -136,6 +144,7 @@ def _run_tiled(
             )
             total[:tile_height, left : left + tile_width] += _run(model, patch, white, autocast) * ramp
             weight[:tile_height, left : left + tile_width] += ramp
+            on_tile(index * len(cols) + column, len(rows) * len(cols))
         done = (rows[index + 1][0] if index + 1 < len(rows) else height) - top
         restored[top : top + done] = _quantized(total[:done] / weight[:done], white, lq_hwc.dtype)
         total = torch.cat([total[done:], torch.zeros(done, *total.shape[1:])])

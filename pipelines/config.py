@@ -8,18 +8,30 @@ Precedence: defaults < recipe file < overrides. A recipe is a YAML file, or the 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from nafnet_core import InputError
 from nafnet_core.schedules import ScheduleKind
 
 _PACKAGE = Path(__file__).resolve().parent
 PresetName = Literal["width32", "width64", "mobile"]
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but `1e-3` is a number and not a string (YAML 1.2, section 10.3.2)."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 class Section(BaseModel):
@@ -176,7 +188,7 @@ class RunConfig(Section):
     stages: tuple[StageSection, ...] = Field((StageSection(),), min_length=1)
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()
-    loss: dict[Literal["l1", "l2", "charbonnier", "psnr"], float] = Field({"psnr": 1.0}, min_length=1)
+    loss: dict[Literal["l1", "l2", "charbonnier", "psnr"], PositiveFloat] = Field({"psnr": 1.0}, min_length=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     scaling: ScalingSection = ScalingSection()
     checkpoint: CheckpointSection = CheckpointSection()
@@ -198,8 +210,8 @@ class RunConfig(Section):
         return self
 
 
-def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe, apply `key.path=value` overrides, and check all of it.
+def load_config(recipe: str | Path, overrides: Sequence[str] = (), *, name: str | None = None) -> RunConfig:
+    """Read a recipe, apply `key.path=value` overrides and the run's name, and check all of it.
 
     Raises:
         InputError: no such recipe, bad YAML, an unknown key (the nearest valid one is named), or a value
@@ -207,22 +219,38 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = find_recipe(recipe)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _YamlLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError("not a YAML file", file=path, got=" ".join(str(error).split())[:150]) from error
     if not isinstance(content, dict):
         raise InputError("not a recipe", file=path, expected="a mapping", got=type(content).__name__)
-    for override in overrides:
-        _apply(content, override)
-    return parse_config(content, file=path)
+    origins = {_apply(content, override): f"--set {override}" for override in overrides}
+    if name is not None:
+        content["name"] = name
+        origins["name"] = f"--name {name}"
+    return parse_config(content, file=path, origins=origins)
 
 
-def parse_config(content: Mapping[str, Any], *, file: str | Path) -> RunConfig:
-    """Check plain values against `RunConfig`. Raises `InputError` naming the first fault."""
+def parse_config(
+    content: Mapping[str, Any], *, file: str | Path, origins: Mapping[str, str] | None = None
+) -> RunConfig:
+    """Check plain values against `RunConfig`.
+
+    Args:
+        content: nested mappings.
+        file: where they come from.
+        origins: dotted key → what else it came from, to be named in its stead.
+
+    Raises:
+        InputError: naming the first fault.
+    """
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise _explained(error, file) from error
+        location = ".".join(str(part) for part in error.errors()[0]["loc"])
+        # A fault of a whole section (three budgets) is the override's that touched the section.
+        blamed = [text for key, text in (origins or {}).items() if f"{key}.".startswith(f"{location}.")]
+        raise _explained(error, blamed[-1] if location and blamed else file) from error
 
 
 def with_stores(config: RunConfig, train: Sequence[Path], val: Path | None) -> RunConfig:
@@ -256,7 +284,8 @@ def _recipes_folder() -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
+def _apply(content: dict[str, Any], override: str) -> str:
+    """Put one override in its place; returns its key."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise InputError("not an override", got=override, expected="key.path=value")
@@ -267,13 +296,14 @@ def _apply(content: dict[str, Any], override: str) -> None:
         place = place.setdefault(parent, {}) if number is None else place[number]
     number = _list_index(place, last, key)
     try:
-        place[last if number is None else number] = yaml.safe_load(value)
+        place[last if number is None else number] = yaml.load(value, _YamlLoader)
     except yaml.YAMLError as error:
-        raise InputError("not a value", file=key, got=value) from error
+        raise InputError("not a value", file=f"--set {override}", got=value) from error
     if last in BudgetSection.model_fields and parents == ["budget"]:
         # The three exclude each other: naming one replaces the recipe's.
         for other in set(BudgetSection.model_fields) - {last}:
             place.pop(other, None)
+    return key.strip()
 
 
 def _list_index(place: Any, part: str, key: str) -> int | None:
@@ -282,7 +312,7 @@ def _list_index(place: Any, part: str, key: str) -> int | None:
         return None
     if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
         return int(part)
-    raise InputError("not a section of the configuration", got=part, file=key)
+    raise InputError("not a section of the configuration", file=f"--set {key}", got=part)
 
 
 def _explained(error: ValidationError, file: str | Path) -> InputError:

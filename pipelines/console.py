@@ -33,12 +33,17 @@ def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
             yield update
         return
     last = time.monotonic() - _PLAIN_EVERY_S
+    first: tuple[int, float] | None = None
 
     def update(done: int, total: int, note: str = "") -> None:
-        nonlocal last
-        if done >= total or time.monotonic() - last >= _PLAIN_EVERY_S:
-            last = time.monotonic()
-            say(f"{label}: {done}/{total}{unit and ' ' + unit}{note and '  ' + note}")
+        nonlocal first, last
+        now = time.monotonic()
+        first = first or (done, now)  # a run that goes on does not start at 0
+        if done >= total or now - last >= _PLAIN_EVERY_S:
+            last = now
+            left = (now - first[1]) / (done - first[0]) * (total - done) if done > first[0] else 0.0
+            words = (f"{label}: {done}/{total}", unit, note, f"{_clock(left)} left" if left >= 1 else "")
+            say(" ".join(word for word in words if word))
 
     yield update
 
@@ -60,6 +65,12 @@ def _bar(label: str, unit: str) -> Iterator[Callable[..., None]]:
             bar.update(task, completed=done, total=total, note=note)
 
         yield update
+
+
+def _clock(seconds: float) -> str:
+    """`m:ss`, or `h:mm:ss` from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -104,9 +104,8 @@ def run(
     shutil.rmtree(folder, ignore_errors=True)
     stores = {split: _make_store(split, photos[split], folder, show) for split in photos}
     name = _fresh_name(workspace)
-    overrides = [f"name={name}", *([f"budget.minutes={minutes}"] if minutes else [])]
-    config = load_config(recipe, overrides)
-    config = with_stores(config, [stores["train"]], stores["val"])
+    overrides = [f"budget.minutes={minutes}"] if minutes else []
+    config = with_stores(load_config(recipe, overrides, name=name), [stores["train"]], stores["val"])
     with connect():
         trained = train.run(config, workspace, on_row=on_row)
     with show("evaluate") as progress:
@@ -117,7 +116,7 @@ def run(
     with show("restore") as progress:
         blurred = folder / "pairs" / "test" / "blur"
         champion = open_model(CHAMPION, workspace)
-        restored = restore.run(str(blurred), champion, folder / "restored", on_progress=progress)
+        restored = restore.run([str(blurred)], champion, folder / "restored", on_progress=progress)
     return DemoResult(
         report=scored.report,
         train=trained,

@@ -26,10 +26,10 @@ from nafnet_core.tiling import restore_image
 from pipelines.files import make_folder, write_json
 from pipelines.images import read_rgb_u8
 from pipelines.models import LoadedModel
-from pipelines.pictures import before_after
+from pipelines.pictures import before_after, scored_panels
 from pipelines.scoring import ImageScore, Protocol, score_image
-from pipelines.sources import FolderPairs
-from pipelines.store import Pair, PairStore, digest_of
+from pipelines.sources import FolderPairs, PairRef, find_source
+from pipelines.store import MANIFEST, PROGRESS, Pair, PairStore, digest_of
 from pipelines.workspace import Workspace
 
 SCHEMA_VERSION = 1
@@ -74,17 +74,23 @@ class EvaluateResult:
 
 
 class Pairs:
-    """Pairs to score: a PairStore, or two folders read as one."""
+    """Pairs to score: a PairStore, a folder of pairs, or two folders."""
 
     def __init__(self, first: Path, second: Path | None = None) -> None:
-        """Open `first` as a store, or `first` and `second` as blurred and sharp folders.
+        """Open `first` as a store or a folder of pairs, or `first` and `second` as blurred and sharp folders.
 
         Raises:
-            InputError: no store, or folders that do not match.
+            InputError: no store and no pairs, or folders that do not match.
         """
         self.label = str(first) if second is None else f"{first} and {second}"
-        self._store = PairStore(first) if second is None else None
-        self._refs = [] if second is None else FolderPairs(lq_dir=first, gt_dir=second).pairs()
+        self._store: PairStore | None = None
+        self._refs: list[PairRef] = []
+        if second is not None:
+            self._refs = FolderPairs(lq_dir=first, gt_dir=second).pairs()
+        elif not first.is_dir() or any((first / name).exists() for name in (MANIFEST, PROGRESS)):
+            self._store = PairStore(first)
+        else:
+            self._refs = find_source(first, split="test").pairs()
 
     def __len__(self) -> int:
         return len(self._refs) if self._store is None else len(self._store)
@@ -180,12 +186,8 @@ def _draw(loaded: LoadedModel, pairs: Pairs, scores: list[ImageScore], path: Pat
     index = order[len(order) // 2]
     score, pair = scores[index], pairs[index]
     restored = restore_image(loaded.model, pair.lq, train_patch_px=loaded.train_patch_px)
-    panels = {
-        f"blurred  {score.psnr_blurred_db:.2f} dB": pair.lq,
-        f"restored  {score.psnr_restored_db:.2f} dB": restored,
-        "sharp (truth)": pair.gt,
-    }
-    return before_after(path.with_suffix(".png"), panels)  # type: ignore[arg-type]
+    assert restored.dtype == np.uint8
+    return before_after(path.with_suffix(".png"), scored_panels(score, pair, restored))  # type: ignore[arg-type]
 
 
 def _mean(values: list[float | None]) -> float | None:

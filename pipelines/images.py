@@ -24,6 +24,10 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from nafnet_core import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"})
+# Pictures all the same, which a user expects to be told of when they are left out.
+FOREIGN_SUFFIXES = frozenset(
+    {".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"}
+)
 _ORIENTATION_TAG = 0x0112
 _PNG_BIT_DEPTH_AT = 24
 _TIFF_BITS_PER_SAMPLE = 258
@@ -146,6 +150,10 @@ def _pillow_errors(path: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of images over 89 MP
             yield
     except UnidentifiedImageError as error:
+        if path.suffix.lower() in FOREIGN_SUFFIXES:
+            raise InputError(
+                f"{path.suffix} files are not read", file=path, fix="Export it as JPEG, PNG or TIFF"
+            ) from error
         raise InputError(
             "not an image, or damaged from the start", file=path, got=f"{path.stat().st_size} bytes"
         ) from error

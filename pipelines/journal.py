@@ -21,19 +21,21 @@ class Journal:
         self._file = (context.run_dir / METRICS).open("a") if context.rank == 0 else None
         self._every_s, self._last = every_s, time.monotonic()
         self._samples, self._waited_s = 0, 0.0
-        self._losses: list[Tensor] = []
+        self._steps: list[tuple[Tensor, Tensor]] = []
 
     def step(self, trainer: Trainer, result: StepResult, watch: Stopwatch) -> None:
         now = time.monotonic()
-        self._losses.append(result.loss)
+        self._steps.append((result.loss, result.psnr_db))
         if self._samples == 0:
             self._samples = trainer.samples
             self._last, self._waited_s = now, watch.waited_s
         if now - self._last < self._every_s:
             return
         elapsed = now - self._last
+        losses, psnrs = (torch.stack(values).mean() for values in zip(*self._steps, strict=True))
         row = {
-            "train/loss": float(torch.stack(self._losses).mean()),
+            "train/loss": float(losses),
+            "train/psnr_db": float(psnrs),
             "train/lr": result.lr,
             "train/grad_norm": float(result.grad_norm),
             "train/samples_per_s": (trainer.samples - self._samples) / elapsed,
@@ -41,7 +43,7 @@ class Journal:
             "train/skipped_steps": trainer.skipped,
         }
         self.write(trainer.samples, row)
-        self._losses.clear()
+        self._steps.clear()
         self._last, self._samples, self._waited_s = now, trainer.samples, watch.waited_s
 
     def close(self) -> None:

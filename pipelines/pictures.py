@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,8 +13,13 @@ from numpy.typing import NDArray
 from pipelines.files import make_folder, written_aside
 from pipelines.images import encode_png
 
+if TYPE_CHECKING:
+    from pipelines.scoring import ImageScore
+    from pipelines.store import Pair
+
 _LABEL_PX, _GAP_PX = 28, 6
 _WHITE, _INK = 255, (40, 40, 40)
+_SMOOTHING_SHARE = 20  # a running mean covers one part in so many of a curve
 
 
 def before_after(
@@ -27,20 +33,21 @@ def before_after(
 
     Args:
         path: the PNG to write.
-        panels: label → (H, W, 3) uint8 RGB, all of one size. Labels are ASCII.
-        zoom_px: side of the detail, which is the square of the largest contrast in the last panel.
+        panels: label → (H, W, 3) uint8 RGB, all of one size: the degraded one first, the sharp one last.
+            Labels are ASCII.
+        zoom_px: side of the detail, which is the square where the first and the last panel differ most.
         max_width_px: wider images are shown shrunk; the detail is not.
     """
     height, width = next(iter(panels.values())).shape[:2]
     side = min(zoom_px, height, width)
-    top, left = _busiest(list(panels.values())[-1], side)
+    images = list(panels.values())
+    top, left = _most_blurred(images[0], images[-1], side)
     shown_width = min(width, max_width_px)
     columns = []
     for label, image in panels.items():
         small = _resized(image, shown_width, cv2.INTER_AREA)
         detail = _resized(image[top : top + side, left : left + side], shown_width, cv2.INTER_NEAREST)
-        bar = np.full((_LABEL_PX, shown_width, 3), _WHITE, np.uint8)
-        cv2.putText(bar, label, (4, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+        bar = label_bar(label, shown_width)
         gap = np.full((_GAP_PX, shown_width, 3), _WHITE, np.uint8)
         columns += [np.vstack([bar, small, gap, detail]), None]
     tall = columns[0].shape[0]  # type: ignore[union-attr]
@@ -51,17 +58,58 @@ def before_after(
     return path
 
 
-def curves(path: Path, series: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> Path:
-    """Draw each series of (samples, value) in a panel of its own and write a PNG."""
+def scored_panels(score: ImageScore, pair: Pair, restored: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    """Panels of `before_after` for a scored pair, with the PSNR in their labels."""
+    return {
+        f"blurred  {score.psnr_blurred_db:.2f} dB": pair.lq,
+        f"restored  {score.psnr_restored_db:.2f} dB": restored,
+        "sharp (truth)": pair.gt,
+    }
+
+
+def label_bar(text: str, width: int) -> NDArray[np.uint8]:
+    """A white strip, `width` px wide and 28 high, with ASCII text in it."""
+    bar = np.full((_LABEL_PX, width, 3), _WHITE, np.uint8)
+    cv2.putText(bar, text, (4, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+    return bar
+
+
+def curves(
+    path: Path,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    lines: Mapping[str, tuple[str, float]] | None = None,
+) -> Path:
+    """Draw each series of (samples, value) in a panel of its own and write a PNG.
+
+    Series of many points are drawn pale, with their running mean over a twentieth of them on top.
+
+    Args:
+        path: the PNG to write.
+        series: title of the panel → its points.
+        title: over all panels.
+        lines: series → label and value of a level to compare with, dashed.
+    """
     # The figure class and not pyplot, whose global state keeps figures alive.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * len(series), 3.2), layout="constrained")
     figure.suptitle(title)
-    for axes, (name, points) in zip(
-        figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True
-    ):
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
+    panels = figure.subplots(1, len(series), squeeze=False)[0]
+    for axes, (name, points) in zip(panels, series.items(), strict=True):
+        samples, values = np.array(points, dtype=float).reshape(-1, 2).T
+        window = len(points) // _SMOOTHING_SHARE
+        if window > 1:
+            axes.plot(samples, values, alpha=0.3)
+            smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
+            axes.plot(samples[window - 1 :], smooth, color="C0")
+        else:
+            axes.plot(samples, values, marker="." if len(points) < _SMOOTHING_SHARE else None)
+        if name in (lines or {}):
+            label, level = (lines or {})[name]
+            axes.axhline(level, linestyle="--", color="0.4", label=label)
+            axes.legend()
         axes.set_xlabel("samples seen")
         axes.set_title(name)
         axes.grid(alpha=0.3)
@@ -71,16 +119,16 @@ def curves(path: Path, series: Mapping[str, Sequence[tuple[float, float]]], *, t
     return path
 
 
-def _busiest(image: NDArray[np.uint8], side: int) -> tuple[int, int]:
-    """Corner of the square with the largest variance, on a coarse grid."""
-    gray = image.mean(axis=2)
+def _most_blurred(lq: NDArray[np.uint8], gt: NDArray[np.uint8], side: int) -> tuple[int, int]:
+    """Corner of the square where blurring cost most, on a coarse grid: never blank sky."""
+    lost = cv2.absdiff(lq, gt).mean(axis=2)
     step = max(1, side // 4)
     corners = [
         (top, left)
-        for top in range(0, image.shape[0] - side + 1, step)
-        for left in range(0, image.shape[1] - side + 1, step)
+        for top in range(0, lost.shape[0] - side + 1, step)
+        for left in range(0, lost.shape[1] - side + 1, step)
     ]
-    return max(corners, key=lambda c: float(gray[c[0] : c[0] + side, c[1] : c[1] + side].var()))
+    return max(corners, key=lambda c: float(lost[c[0] : c[0] + side, c[1] : c[1] + side].mean()))
 
 
 def _resized(image: NDArray[np.uint8], width: int, interpolation: int) -> NDArray[np.uint8]:

@@ -26,6 +26,7 @@ from pipelines.images import read_rgb_u8
 from pipelines.sources import PairRef, Source
 from pipelines.store import (
     MANIFEST,
+    PROGRESS,
     QUARANTINE,
     SCHEMA_VERSION,
     Codec,
@@ -36,8 +37,6 @@ from pipelines.store import (
     shard_info,
     write_shard,
 )
-
-_PROGRESS = ".progress"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ class _ShardJob:
 
     @property
     def note(self) -> Path:
-        return self.config.out / _PROGRESS / f"shard-{self.number:05d}.json"
+        return self.config.out / PROGRESS / f"shard-{self.number:05d}.json"
 
 
 def run(
@@ -105,7 +104,7 @@ def run(
         raise InputError(
             "there is a finished store already", file=config.out, fix="Remove it, or choose another --out"
         )
-    make_folder(config.out / _PROGRESS)
+    make_folder(config.out / PROGRESS)
     _claim(config, source, refs)
     jobs = [
         _ShardJob(number=number, refs=tuple(refs[start : start + config.pairs_per_shard]), config=config)
@@ -212,19 +211,31 @@ def _check(config: PrepareConfig) -> None:
 
 
 def _claim(config: PrepareConfig, source: Source, refs: Sequence[PairRef]) -> None:
-    """Notes of another job must not be taken for this one's: pin the job's identity beside them."""
+    """Notes of another job must not be taken for this one's: pin the job's identity beside them.
+
+    Where the job before has written no pair yet, nothing is lost, and this one takes its place.
+    """
     options = {k: v for k, v in asdict(config).items() if k not in ("out", "use_ray", "strict")}
-    identity = json.dumps([options, source.options(), [ref.key for ref in refs]], sort_keys=True, default=str)
-    pin = hashlib.sha256(identity.encode()).hexdigest()
-    path = config.out / _PROGRESS / "job.json"
-    if not path.exists():
-        write_json(path, {"job": pin})
-    elif json.loads(path.read_text())["job"] != pin:
-        raise InputError(
-            "an unfinished store of other data or options",
-            file=config.out,
-            fix="Run the command that began it, or remove the folder",
-        )
+    keys = hashlib.sha256(json.dumps([ref.key for ref in refs]).encode()).hexdigest()
+    # Through JSON, so that it compares with what was written.
+    job = json.loads(json.dumps({**options, **source.options(), "pairs": keys}, default=str))
+    progress = config.out / PROGRESS
+    path = progress / "job.json"
+    earlier = json.loads(path.read_text()) if path.exists() else job
+    changed = [name for name in job | earlier if job.get(name) != earlier.get(name)]
+    if changed:
+        notes = [json.loads(note.read_text()) for note in progress.glob("shard-*.json")]
+        if any(note["info"]["pairs"] for note in notes):
+            raise InputError(
+                "an unfinished store of other data or options",
+                file=config.out,
+                expected=", ".join(f"{name} {earlier.get(name)}" for name in changed),
+                got=", ".join(f"{name} {job.get(name)}" for name in changed),
+                fix="Run the command that began it, or remove the folder",
+            )
+        shutil.rmtree(progress)
+        make_folder(progress)
+    write_json(path, job)
 
 
 def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) -> PrepareResult:
@@ -243,7 +254,7 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
         temporary.write_text("".join(json.dumps(row) + "\n" for row in refused))
     if not shards:
         # The notes would hold it against pairs that are repaired meanwhile.
-        shutil.rmtree(config.out / _PROGRESS)
+        shutil.rmtree(config.out / PROGRESS)
         reason = refused[0]["reason"] if refused else "none at all"
         raise InputError("no usable pair", file=config.out / QUARANTINE, got=reason)
     manifest = Manifest(
@@ -266,5 +277,5 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
     for half in config.out.glob(".shard-*.tmp"):  # left by a run that was killed
         half.unlink()
     write_json(config.out / MANIFEST, manifest.model_dump())
-    shutil.rmtree(config.out / _PROGRESS)
+    shutil.rmtree(config.out / PROGRESS)
     return PrepareResult(out=config.out, manifest=manifest, refused=tuple(refused))

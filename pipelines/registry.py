@@ -24,12 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nafnet_core import GateError, InputError
 from nafnet_core.weights import save_model
 from pipelines import evaluate
 from pipelines.evaluate import Pairs, Report
 from pipelines.files import write_json
-from pipelines.gate import Check, GateSettings, failed, judge, latency_ratio
+from pipelines.gate import Check, GateSettings, PromotionRefusedError, failed, judge, latency_ratio
 from pipelines.models import CHAMPION, REGISTERED_NAME, LoadedModel, open_model
 from pipelines.tracking import fluent, make_experiment, mlflow_client
 from pipelines.workspace import Workspace
@@ -64,10 +63,11 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """A move of the champion alias, or that it was refused."""
+    """A move of the champion alias."""
 
     version: int
     before: int | None
+    """The champion until now; the same as `version` where there was nothing to do."""
     checks: tuple[Check, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,8 +131,8 @@ def promote(
         on_progress: images scored.
 
     Raises:
-        GateError: refused; the failed checks are named.
-        InputError: no such version or store, or it is the champion already.
+        PromotionRefusedError: by the gate; the failed checks are named.
+        InputError: no such version or store.
     """
     client = mlflow_client(workspace)
     spec = f"models:/{REGISTERED_NAME}" + ("@candidate" if version is None else f"/{version}")
@@ -141,16 +141,18 @@ def promote(
     before = _alias_version(client, "champion")
     assert number is not None, "open_model has found it"
     if number == before:
-        raise InputError("this version is the champion already", file=spec)
+        return Promotion(version=number, before=before, checks=())
     pairs = Pairs(on)
     report = _report(candidate, pairs, workspace, on_progress)
     champion = None if before is None else open_model(CHAMPION, workspace)
     champion_report = None if champion is None else _report(champion, pairs, workspace, on_progress)
-    ratio = None if champion is None else latency_ratio(candidate, champion, pairs)
+    ratio = (
+        None if champion is None else latency_ratio(candidate, champion, pairs, settings.max_latency_ratio)
+    )
     checks = judge(report, champion_report, settings, latency_ratio=ratio)
-    faults = failed(checks)
+    is_refused = bool(failed(checks))
     record = {
-        "action": "refuse" if faults else "promote",
+        "action": "refuse" if is_refused else "promote",
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "user": _user(),
         "from": before,
@@ -161,9 +163,9 @@ def promote(
         "champion": champion_report and champion_report.model_dump(exclude={"images"}),
     }
     run_id = _open_record(client, workspace, record)
-    if faults:
+    if is_refused:
         client.set_terminated(run_id, status="FAILED")
-        raise GateError(f"version {number} is not promoted: {'; '.join(faults)}")
+        raise PromotionRefusedError(number, before, checks)
     client.set_registered_model_alias(REGISTERED_NAME, "champion", str(number))
     client.set_terminated(run_id, status="FINISHED")
     return Promotion(version=number, before=before, checks=tuple(checks))

@@ -1,4 +1,4 @@
-"""Deblur photos: a file, a folder or a glob; no ground truth needed.
+"""Deblur photos: files, folders or globs; no ground truth needed.
 
     nafnet restore holiday/ --out restored/
     nafnet restore photo.jpg --model runs/mine
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,8 +23,10 @@ import torch
 from nafnet_core import InputError
 from nafnet_core.tiling import DEFAULT_OVERLAP_PX, restore_image, tile_px_for
 from pipelines.files import make_folder, sha256
-from pipelines.images import IMAGE_SUFFIXES, list_images, read_photo, write_photo
+from pipelines.images import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, list_images, read_photo, write_photo
 from pipelines.models import LoadedModel
+
+log = logging.getLogger(__name__)
 
 RECORD = "restore.jsonl"
 # Running out of memory kills the process on a CPU, so leave as much again as is taken.
@@ -62,24 +65,25 @@ class RestoreResult:
 
 
 def run(
-    inputs: str,
+    inputs: Sequence[str],
     loaded: LoadedModel,
     out: Path,
     *,
     tile_px: int | None = None,
     precision: str = "auto",
     stop_on_error: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> RestoreResult:
-    """Restore every photo that `inputs` names into `out`, keeping the folders below it.
+    """Restore every photo that `inputs` name into `out`, keeping the folders below them.
 
     Args:
-        inputs: a file, a folder (recursive) or a glob.
+        inputs: files, folders (recursive) or globs.
         loaded: the model.
         out: folder for the results.
         tile_px: side of a tile; None takes the whole image, or the largest tile that fits into free memory.
         precision: `fp32`, `bf16`, or `auto` for bf16 where the processor or GPU computes in it.
         stop_on_error: raise at the first bad photo, instead of going on with the next.
+        on_progress: photos done, all photos, and which tile of the next one is done.
 
     Raises:
         InputError: nothing to restore, tiles that are too small, a folder that cannot be written, or a bad
@@ -88,6 +92,7 @@ def run(
     if tile_px is not None and tile_px <= 2 * DEFAULT_OVERLAP_PX:
         raise InputError("tiles too small", expected=f"more than {2 * DEFAULT_OVERLAP_PX} px", got=tile_px)
     photos = find_photos(inputs, out)
+    _warn_of_foreign(inputs)
     make_folder(out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded.model.to(device)
@@ -97,7 +102,15 @@ def run(
     with (out / RECORD).open("a") as record:
         for index, (photo, relative) in enumerate(photos):
             result = _restore_one(
-                photo, out / relative, loaded, tile_px=tile_px, use_bf16=use_bf16, done_before=done_before
+                photo,
+                out / relative,
+                loaded,
+                tile_px=tile_px,
+                use_bf16=use_bf16,
+                done_before=done_before,
+                on_tile=lambda done, total, index=index, photo=photo: on_progress(
+                    index, len(photos), f"{photo.name} tile {done}/{total}"
+                ),
             )
             if result.status == "failed" and stop_on_error:
                 raise InputError(result.error or "a photo failed")
@@ -105,37 +118,31 @@ def run(
                 record.write(json.dumps(asdict(result)) + "\n")
                 record.flush()
             results.append(result)
-            on_progress(index + 1, len(photos))
+            on_progress(index + 1, len(photos), "")
     return RestoreResult(out=out, files=tuple(results))
 
 
-def find_photos(inputs: str, out: Path) -> list[tuple[Path, Path]]:
+def find_photos(inputs: Sequence[str], out: Path) -> list[tuple[Path, Path]]:
     """Photos and their place below the output folder. What lies in the output folder is left out.
 
     Raises:
-        InputError: no such file or folder, or no photo in it; two photos that would share an output.
+        InputError: no such file or folder, or no photo in it; photos that lie in the output folder, where
+            they would be overwritten; two photos that would share an output.
     """
-    root = Path(inputs)
-    if root.is_dir():
-        found = [(path, path.relative_to(root)) for path in list_images(root)]
-    elif root.is_file():
-        found = [(root, Path(root.name))]
-    else:
-        paths = [Path(match) for match in sorted(glob.glob(inputs, recursive=True))]
-        found = [
-            (path, Path(path.name))
-            for path in paths
-            if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        if not paths:
-            raise InputError("no such file, folder or match", file=inputs)
+    found = [item for name in inputs for item in _photos_of(name)]
     # Resolved, since `photos/../photos` and a link name the same folder, and photos would be overwritten.
-    found = [(path, relative) for path, relative in found if out.resolve() not in path.resolve().parents]
+    outside = [(path, relative) for path, relative in found if out.resolve() not in path.resolve().parents]
+    if found and not outside:
+        raise InputError(
+            "the photos lie in the output folder, and would be overwritten",
+            file=out,
+            fix="Choose another --out",
+        )
     if not found:
-        raise InputError("no photos", file=inputs, expected=" ".join(sorted(IMAGE_SUFFIXES)))
+        raise InputError("no photos", file=inputs[0], expected=" ".join(sorted(IMAGE_SUFFIXES)))
     places: dict[Path, Path] = {}
-    for path, relative in found:
-        if relative in places:
+    for path, relative in outside:
+        if places.get(relative, path) != path:
             raise InputError(
                 "two photos of one name",
                 file=path,
@@ -143,7 +150,33 @@ def find_photos(inputs: str, out: Path) -> list[tuple[Path, Path]]:
                 fix="Restore their folders one by one",
             )
         places[relative] = path
-    return found
+    return [(path, relative) for relative, path in places.items()]
+
+
+def _warn_of_foreign(inputs: Sequence[str]) -> None:
+    foreign = [
+        path for name in inputs for path in Path(name).rglob("*") if path.suffix.lower() in FOREIGN_SUFFIXES
+    ]
+    if foreign:
+        kinds = ", ".join(sorted({path.suffix.lower() for path in foreign}))
+        log.warning("passed over %d files of kinds that are not read: %s", len(foreign), kinds)
+
+
+def _photos_of(name: str) -> list[tuple[Path, Path]]:
+    """Photos that one argument names, each with its path below that."""
+    root = Path(name)
+    if root.is_file():
+        return [(root, Path(root.name))]
+    if root.is_dir():
+        return [(path, path.relative_to(root)) for path in list_images(root)]
+    matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+    if not matches:
+        raise InputError("no such file, folder or match", file=name)
+    return [
+        (path, Path(path.name))
+        for path in matches
+        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES
+    ]
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -172,6 +205,7 @@ def _restore_one(
     tile_px: int | None,
     use_bf16: bool,
     done_before: dict[str, Restored],
+    on_tile: Callable[[int, int], None],
 ) -> Restored:
     start = time.perf_counter()
     result = Restored(
@@ -206,6 +240,7 @@ def _restore_one(
             train_patch_px=loaded.train_patch_px,
             tile_px=tile,
             autocast=use_bf16,
+            on_tile=on_tile,
         )
         make_folder(output.parent)
         write_photo(output, replace(decoded, rgb_hwc=restored))

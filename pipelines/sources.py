@@ -127,11 +127,20 @@ def find_source(root: Path, *, split: str, lq_name: str = "{}", blur: str = "blu
         sides = [_first_folder(folder, names) for names in (_LQ_NAMES, _GT_NAMES)]
         if all(sides):
             return FolderPairs(lq_dir=sides[0], gt_dir=sides[1], lq_name=lq_name)  # type: ignore[arg-type]
+    others = sorted({path.parent.parent.name for path in root.glob("*/*/sharp")})
+    if others:
+        raise InputError(
+            f"no sequences for --split {split} in this folder",
+            file=root / split,
+            expected=f"SEQUENCE/{blur} and SEQUENCE/sharp",
+            got=f"sequences in {' and '.join(others)}",
+            fix="Copy the missing part of the data set there, or choose another --split or --blur",
+        )
     raise InputError(
         "no pairs found in this folder",
         file=root,
         expected="subfolders blur and sharp (or lq and gt, input and target), or GoPro's layout",
-        fix="Name the two folders with --lq and --gt",
+        fix="Name both: `prepare --lq BLURRED --gt SHARP`, or `evaluate MODEL BLURRED SHARP`",
     )
 
 

@@ -33,6 +33,7 @@ from pipelines.images import decode_png, encode_png
 
 SCHEMA_VERSION = 1
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
+PROGRESS = ".progress"  # notes of `prepare`, while it is at it
 Format = Literal["parquet", "lmdb"]
 Codec = Literal["png", "raw"]
 _INDEX_KEY = b"index"
@@ -213,8 +214,13 @@ def read_manifest(root: Path) -> Manifest:
     if not root.is_dir():
         raise InputError("no such store", file=root, fix="Make one with `nafnet prepare SOURCE --out STORE`")
     if not path.is_file():
+        if (root / PROGRESS).is_dir():
+            raise InputError("an unfinished store", file=root, fix="Run the same `nafnet prepare` again")
         raise InputError(
-            "not a finished store", file=root, expected=MANIFEST, fix="Run the same `nafnet prepare` again"
+            "not a store",
+            file=root,
+            expected=MANIFEST,
+            fix=f"Make one with `nafnet prepare {root} --out STORE`",
         )
     try:
         content = json.loads(path.read_text())

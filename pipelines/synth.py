@@ -26,9 +26,10 @@ from nafnet_core import InputError
 from nafnet_core.blur import BlurKind, Kernel, centred, degrade, draw_degradation
 from pipelines.files import make_folder, written_aside
 from pipelines.images import encode_png, list_images, read_rgb_u8
+from pipelines.pictures import label_bar
 
 MIN_SIDE_PX = 64
-_SHEET_PAIRS, _SHEET_SIDE_PX = 8, 240
+_SHEET_PAIRS, _SHEET_SIDE_PX, _LABEL_CHARS = 8, 240, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +205,13 @@ def _draw_sheet(out: Path, keys: Sequence[str], path: Path) -> None:
         cell = np.hstack([image[top : top + side, left : left + side] for image in sides])
         canvas = np.full((_SHEET_SIDE_PX, 2 * _SHEET_SIDE_PX + 8, 3), 255, np.uint8)
         canvas[:side, : 2 * side] = cell
-        cells.append(canvas)
+        cells.append(np.vstack([label_bar(f"{_ascii(key)}: blurred, sharp", canvas.shape[1]), canvas]))
     if len(cells) % 2:
         cells.append(np.full_like(cells[0], 255))
     rows = [np.hstack(cells[i : i + 2]) for i in range(0, len(cells), 2)]
     _write_png(path, np.vstack(rows))
+
+
+def _ascii(name: str) -> str:
+    """What OpenCV's fonts can draw of a name, its end where it is long."""
+    return name.encode("ascii", "replace").decode()[-_LABEL_CHARS:]

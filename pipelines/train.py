@@ -34,7 +34,7 @@ from pipelines.loop import RESULT, STOP, set_threads, train
 from pipelines.pictures import curves
 from pipelines.plan import SamplePlan
 from pipelines.store import read_manifest
-from pipelines.tracking import Row, Tracker, git_commit, make_experiment, mlflow_client
+from pipelines.tracking import Row, Tracker, flattened, git_commit, make_experiment, mlflow_client
 from pipelines.trainer import TrainContext, build_model
 from pipelines.workspace import Workspace
 
@@ -44,6 +44,7 @@ CONFIG = "config.json"
 _PUMP_EVERY_S = 1.0
 # What may change between two attempts at one run without making it another run.
 _FREE_SECTIONS = {"scaling", "checkpoint", "tracking"}
+_SHOWN_KEYS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,10 @@ class TrainResult:
     samples: int
     psnr_db: float | None
     """Best validation PSNR; None where there was no validation."""
+    gain_db: float | None
+    """That over the blurred input's."""
+    num_val_images: int
+    """Images that it was taken on: at most `validation.max_images`."""
     samples_per_s: float
     """Median over the journal of global samples a second."""
     data_wait: float
@@ -144,7 +149,19 @@ def check(config: RunConfig) -> None:
                 fix="Change stages.*.patch_px",
             )
     if config.data.val is not None:
-        read_manifest(config.data.val)
+        _check_validation(config)
+
+
+def _check_validation(config: RunConfig) -> None:
+    assert config.data.val is not None
+    val = read_manifest(config.data.val)
+    if val.digest in {read_manifest(store.path).digest for store in config.data.train}:
+        log.warning("validation on the training data: its score says nothing of other photos")
+    if val.crop_px is not None:
+        log.warning(
+            "validation on crops of %d px: scores are usually of whole images (`prepare --crop 0`)",
+            val.crop_px,
+        )
 
 
 def worker_main(job: dict[str, Any]) -> None:
@@ -243,9 +260,16 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -
     assert best is not None, "a finished run has a checkpoint"
     rows = tracker.read_all()
     series = _series(rows)
+    gains = {row.samples: row.metrics["val/gain_db"] for row in rows if "val/gain_db" in row.metrics}
     pictures = sorted((run_dir / "pictures").glob("0*.png"))[-1:]
     if series:
-        pictures.append(curves(run_dir / "pictures" / "curves.png", series, title=config.name))
+        blurred = next(
+            (row.metrics["val/psnr_db"] - row.metrics["val/gain_db"] for row in rows if row.samples in gains),
+            None,
+        )
+        picture = run_dir / "pictures" / "curves.png"
+        lines = {} if blurred is None else {"val/psnr_db": ("blurred input", blurred)}
+        pictures.append(curves(picture, series, title=config.name, lines=lines))
     tracker.finish("FINISHED", [*pictures, run_dir / CONFIG])
     return TrainResult(
         run_dir=run_dir,
@@ -253,6 +277,10 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -
         mlflow_run_id=run_id,
         samples=ledger.entries()[-1].samples,
         psnr_db=best.psnr_db,
+        gain_db=gains.get(best.samples),
+        num_val_images=0
+        if config.data.val is None
+        else min(config.validation.max_images, read_manifest(config.data.val).num_pairs),
         samples_per_s=_median(rows, "train/samples_per_s"),
         data_wait=_median(rows, "train/data_wait"),
         num_workers=config.scaling.num_workers,
@@ -261,7 +289,7 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -
 
 
 def _series(rows: list[Row]) -> dict[str, list[tuple[float, float]]]:
-    shown = ("train/loss", "train/lr", "val/psnr_db")
+    shown = ("train/psnr_db", "train/lr", "val/psnr_db")
     series = {
         name: [(row.samples, row.metrics[name]) for row in rows if name in row.metrics] for name in shown
     }
@@ -278,16 +306,21 @@ def _claim(config: RunConfig, run_dir: Path) -> None:
     path = run_dir / CONFIG
     content = config.model_dump(mode="json")
     if path.exists():
-        earlier = json.loads(path.read_text())
-        for section in content:
-            if section not in _FREE_SECTIONS and earlier.get(section) != content[section]:
-                raise InputError(
-                    f"a run of this name has another {section!r}",
-                    file=path,
-                    expected=earlier.get(section),
-                    got=content[section],
-                    fix="Give the new run another name with --name",
-                )
+        earlier = flattened(json.loads(path.read_text()))
+        now = flattened(content)
+        changed = [
+            key
+            for key in sorted(now.keys() | earlier.keys())
+            if key.partition(".")[0] not in _FREE_SECTIONS and now.get(key) != earlier.get(key)
+        ]
+        if changed:
+            raise InputError(
+                "a run of this name was started with other values",
+                file=path,
+                expected=", ".join(f"{key}={earlier.get(key)}" for key in changed[:_SHOWN_KEYS]),
+                got=", ".join(f"{key}={now.get(key)}" for key in changed[:_SHOWN_KEYS]),
+                fix="Give the new run another name with --name",
+            )
     write_json(path, content)
 
 

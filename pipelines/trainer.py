@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nafnet_core import InputError
-from nafnet_core.losses import mixed_loss
+from nafnet_core.losses import mixed_loss, psnr_loss
 from nafnet_core.model import PRESETS, NAFNet, NAFNetConfig, randomize_residual_scales
 from nafnet_core.schedules import learning_rate
 from pipelines.checkpoint import CheckpointLedger
@@ -55,6 +55,8 @@ class StepResult:
 
     loss: Tensor
     """Mean over this rank's samples, which stands for the batch; reducing it would cost time."""
+    psnr_db: Tensor
+    """Mean PSNR of this rank's patches, which reads the same whatever the loss."""
     grad_norm: Tensor
     """L2 norm before clipping, of the whole batch's gradient."""
     lr: float
@@ -123,7 +125,7 @@ class Trainer:
         lr = self._learning_rate(total_samples)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss = self._backward(batch, global_batch)
+        loss, psnr_db = self._backward(batch, global_batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm or math.inf)
         if bool(norm.isfinite()):
             self.optimizer.step()
@@ -134,7 +136,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.samples += global_batch
         self.steps += 1
-        return StepResult(loss=loss * self.context.world_size, grad_norm=norm, lr=lr)
+        loss = loss * self.context.world_size
+        return StepResult(loss=loss, psnr_db=psnr_db, grad_norm=norm, lr=lr)
 
     def save(self, psnr_db: float | None = None) -> None:
         """Rank 0 writes a checkpoint; the others do nothing."""
@@ -171,11 +174,15 @@ class Trainer:
         self.samples, self.steps, self.skipped = state["samples"], state["steps"], state["skipped"]
         return True
 
-    def _backward(self, batch: PatchBatch, global_batch: int) -> Tensor:
-        """Accumulate the gradient of the mean loss over the global batch; returns this rank's part of it."""
+    def _backward(self, batch: PatchBatch, global_batch: int) -> tuple[Tensor, Tensor]:
+        """Accumulate the gradient of the mean loss over the global batch.
+
+        Returns:
+            This rank's part of that loss, and the mean PSNR of its own patches.
+        """
         device, count = self.context.device, len(batch.samples)
         micro = self.config.scaling.micro_batch or count
-        total = torch.zeros((), device=device)
+        total, psnr_db = torch.zeros(2, device=device)
         for start in range(0, count, micro):
             part = slice(start, start + micro)
             lq, gt = (_to_float(image[part], device) for image in (batch.lq, batch.gt))
@@ -189,7 +196,8 @@ class Trainer:
                 # DDP averages over ranks where the mean over the batch needs the sum.
                 (loss * self.context.world_size).backward()
             total += loss.detach()
-        return total
+            psnr_db -= psnr_loss(restored.detach().float(), gt).sum() / count
+        return total, psnr_db
 
     @torch.no_grad()
     def _average(self) -> None:

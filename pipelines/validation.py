@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from nafnet_core.model import NAFNet
 from nafnet_core.tiling import restore_image
-from pipelines.pictures import before_after
+from pipelines.pictures import before_after, scored_panels
 from pipelines.scoring import ImageScore, score_image
 from pipelines.store import PairStore
 
@@ -43,7 +43,7 @@ def validate(
         assert restored.dtype == np.uint8
         scores.append(score_image(pair.key, pair.scene, pair.lq, restored, pair.gt))
         if rank == 0 and index == indices[0]:
-            before_after(picture, {"blurred": pair.lq, "restored": restored, "sharp": pair.gt})
+            before_after(picture, scored_panels(scores[-1], pair, restored))
     model.train(was_training)
     shares: list[list[ImageScore] | None] = [None] * world_size
     if world_size > 1:

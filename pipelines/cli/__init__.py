@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,6 @@ from pipelines.cli import data, registry, training, using
 
 app = typer.Typer(
     name="nafnet",
-    help="Train, tune, promote and run NAFNet image-deblurring models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,6 +28,27 @@ app = typer.Typer(
 for part in (training, data, using):
     app.registered_commands += part.app.registered_commands
 app.add_typer(registry.app, name="registry")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"nafnet-ray {version('nafnet-ray')}")
+        except PackageNotFoundError:
+            typer.echo("nafnet-ray, a checkout that is not installed")
+        raise typer.Exit
+
+
+@app.callback(epilog="Start with: nafnet demo. Every command has --help with an example.")
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train, tune, promote and run NAFNet image-deblurring models."""
+
 
 # Recent Typer carries its own Click: take the base class from there, whichever it is.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -32,7 +32,7 @@ def synth(
     kernels: Annotated[
         Path | None, typer.Option(help="Folder of measured kernels, for kind measured.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and names give the same pixels.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Make blurred/sharp pairs from sharp photos."""
@@ -85,11 +85,11 @@ def prepare(
     gt: Annotated[Path | None, typer.Option(help="Folder of sharp images, instead of SOURCE.")] = None,
     lq_name: Annotated[str, typer.Option(help="Name of the blurred file, {} being the sharp one's.")] = "{}",
     blur: Annotated[str, typer.Option(help="GoPro: blur or blur_gamma.")] = "blur",
-    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    split: Annotated[str, typer.Option(help="train, val or test: the part of SOURCE to take.")] = "train",
     holdout: Annotated[
         float | None,
         typer.Option(
-            min=0.0, max=0.9, help="Keep this share of the scenes for --split test, and out of train."
+            min=0.0, max=0.9, help="Keep this share of the scenes for --split test or val, and out of train."
         ),
     ] = None,
     format: Annotated[str, typer.Option(help="parquet or lmdb.")] = "parquet",
@@ -98,7 +98,9 @@ def prepare(
         int, typer.Option(min=0, help="Side of the crops; 0 keeps whole images, to evaluate.")
     ] = 512,
     stride: Annotated[int, typer.Option(min=1, help="Distance between crops.")] = 256,
-    pairs_per_shard: Annotated[int, typer.Option(min=1)] = 32,
+    pairs_per_shard: Annotated[
+        int, typer.Option(min=1, help="Source pairs in one file; 32 of 1280×720 make some 200 MB.")
+    ] = 32,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad pair.")] = False,
     address: AddressOption = None,
     as_json: JsonOption = False,
@@ -107,9 +109,17 @@ def prepare(
     from pipelines import prepare as stage
     from pipelines.sources import FolderPairs, find_source, hold_out
 
-    for name, value, known in (("--format", format, ("parquet", "lmdb")), ("--codec", codec, ("png", "raw"))):
+    for name, value, known in (
+        ("--format", format, ("parquet", "lmdb")),
+        ("--codec", codec, ("png", "raw")),
+        ("--split", split, ("train", "val", "test")),
+    ):
         if value not in known:
             raise InputError(f"unknown {name}", got=value, expected=" or ".join(known))
+    if source is not None and (lq is not None or gt is not None):
+        raise InputError(
+            "SOURCE and --lq or --gt exclude each other", fix="Give SOURCE, or both --lq and --gt"
+        )
     if lq is not None and gt is not None:
         found = FolderPairs(lq_dir=lq, gt_dir=gt, lq_name=lq_name)
     elif source is not None:
@@ -118,7 +128,7 @@ def prepare(
         raise InputError("no source", fix="Give SOURCE, or both --lq and --gt")
     refs = found.pairs()
     if holdout is not None:
-        refs = hold_out(refs, holdout, test=split == "test")
+        refs = hold_out(refs, holdout, test=split != "train")
     settings = stage.PrepareConfig(
         out=out.absolute(),
         split=split,
@@ -145,7 +155,10 @@ def prepare(
         print_lines(
             f"Refused, with the reasons: {out / 'quarantine.jsonl'}. First: {result.refused[0]['reason']}"
         )
-    print_lines(f"Next: nafnet train --config mobile --data {out}")
+    if split == "train":
+        print_lines(f"Next: nafnet train --config mobile --data {out} --val STORE_OF_WHOLE_IMAGES")
+    else:
+        print_lines(f"Next: nafnet evaluate MODEL {out}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +13,14 @@ from pipelines.cli.shared import JsonOption, WorkspaceOption, number, output_to,
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
+    from pipelines.gate import Check
     from pipelines.registry import Version
 
-app = typer.Typer(help="The model registry: versions, candidate, champion.", no_args_is_help=True)
+app = typer.Typer(
+    help="The model registry: versions, candidate, champion.",
+    epilog="Example: nafnet registry register mine, then nafnet registry promote --on test-store",
+    no_args_is_help=True,
+)
 
 
 @app.command("register", epilog="Example: nafnet registry register mine --on test-store")
@@ -43,8 +49,10 @@ def registry_promote(
     on: Annotated[Path, typer.Option(help="Store that both models are scored on.")],
     version: Annotated[int | None, typer.Argument(help="Version. [default: the candidate]")] = None,
     min_gain_db: Annotated[float, typer.Option(help="PSNR over the champion's, at least.")] = 0.05,
-    max_ssim_drop: Annotated[float, typer.Option()] = 0.002,
-    max_latency_ratio: Annotated[float, typer.Option()] = 1.2,
+    max_ssim_drop: Annotated[float, typer.Option(help="SSIM below the champion's, at most.")] = 0.002,
+    max_latency_ratio: Annotated[
+        float, typer.Option(help="Time an image over the champion's, at most.")
+    ] = 1.2,
     reason: Annotated[str, typer.Option(help="For the history.")] = "",
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
@@ -52,27 +60,42 @@ def registry_promote(
     """Make a version the champion, if it passes the gate."""
     with output_to(as_json) as output:
         from pipelines import registry as stage
-        from pipelines.gate import GateSettings
+        from pipelines.gate import GateSettings, PromotionRefusedError
 
         settings = GateSettings(
             min_gain_db=min_gain_db, max_ssim_drop=max_ssim_drop, max_latency_ratio=max_latency_ratio
         )
         with console.progress("evaluate", "images") as update:
-            moved = stage.promote(
-                Workspace.find(workspace),
-                version=version,
-                on=on,
-                settings=settings,
-                reason=reason,
-                on_progress=update,
-            )
+            try:
+                moved = stage.promote(
+                    Workspace.find(workspace),
+                    version=version,
+                    on=on,
+                    settings=settings,
+                    reason=reason,
+                    on_progress=update,
+                )
+            except PromotionRefusedError as refused:
+                if not output.as_json:
+                    _gate_table(refused.version, refused.before, refused.checks)
+                raise
         if output.as_json:
             output.print_json(moved.to_dict())
             return
-    rows = [[c.name, number(c.champion), number(c.candidate), c.limit, "yes"] for c in moved.checks]
-    base = "blurred input" if moved.before is None else f"champion {moved.before}"
-    console.table("The gate", ["", base, f"version {moved.version}", "limit", "passed"], rows)
+    if moved.before == moved.version:
+        print_lines(f"Version {moved.version} is the champion already.")
+        return
+    _gate_table(moved.version, moved.before, moved.checks)
     print_lines(f"Version {moved.version} is the champion: models:/nafnet-deblur@champion")
+
+
+def _gate_table(version: int, before: int | None, checks: Sequence[Check]) -> None:
+    rows = [
+        [c.name, number(c.champion), number(c.candidate), c.limit, "yes" if c.passed else "no"]
+        for c in checks
+    ]
+    base = "blurred input" if before is None else f"champion {before}"
+    console.table("The gate", ["", base, f"version {version}", "limit", "passed"], rows)
 
 
 @app.command("list", epilog="Example: nafnet registry list")
@@ -86,7 +109,9 @@ def registry_list(workspace: WorkspaceOption = None, as_json: JsonOption = False
             output.print_json([version.to_dict() for version in found])
             return
     rows = [
-        [v.version, ", ".join(v.aliases), v.model, number(v.psnr_db), number(v.gain_db), v.created]
+        [v.version, ", ".join(v.aliases), v.model, number(v.psnr_db), number(v.gain_db), v.created[:16]]
         for v in found
     ]
-    console.table("nafnet-deblur", ["version", "alias", "model", "PSNR, dB", "gain, dB", "registered"], rows)
+    console.table(
+        "nafnet-deblur", ["version", "alias", "model", "PSNR, dB", "gain, dB", "registered, UTC"], rows
+    )

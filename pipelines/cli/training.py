@@ -94,9 +94,13 @@ def train(
 ) -> None:
     """Train a network. Ctrl-C saves the state; the same command then goes on."""
     from pipelines.config import load_config, with_stores
+    from pipelines.store import read_manifest
 
-    settings = load_config(config, [*(overrides or ()), *([f"name={name}"] if name else [])])
-    settings = with_stores(settings, data or [], val)
+    settings = with_stores(load_config(config, overrides or (), name=name), data or [], val)
+    # Before torch and Ray are imported, which takes seconds.
+    for store in (*(store.path for store in settings.data.train), settings.data.val):
+        if store is not None:
+            read_manifest(store)
     with output_to(as_json) as output:
         from pipelines import train as stage
 
@@ -113,6 +117,7 @@ def train(
                     "mlflow_run_id": result.mlflow_run_id,
                     "samples": result.samples,
                     "val_psnr_db": result.psnr_db,
+                    "val_gain_db": result.gain_db,
                     "samples_per_s": result.samples_per_s,
                     "data_wait": result.data_wait,
                     "num_workers": result.num_workers,
@@ -120,9 +125,15 @@ def train(
                 }
             )
             return
-    score = "" if result.psnr_db is None else f", {result.psnr_db:.2f} dB on the validation store"
+    print_lines(f"{result.samples} samples at {result.samples_per_s:.1f}/s. Weights: {result.weights}")
+    if result.psnr_db is not None and result.gain_db is not None:
+        print_lines(
+            f"Validation on {result.num_val_images} images: {result.psnr_db:.2f} dB, "
+            f"{result.gain_db:+.2f} against the blurred input."
+        )
+        if result.gain_db <= 0:
+            print_lines("That is no gain yet: train longer, with a larger budget and another --name.")
     print_lines(
-        f"{result.samples} samples at {result.samples_per_s:.1f}/s{score}. Weights: {result.weights}",
         *(f"  {picture}" for picture in result.pictures),
         f"Next: nafnet evaluate {settings.name} TEST_STORE",
     )
@@ -141,10 +152,12 @@ def _train_progress() -> Iterator[Any]:
                 form.format(row.metrics[name])
                 for name, form in (
                     ("train/samples_per_s", "{:.1f}/s"),
+                    ("train/psnr_db", " patches {:.2f} dB"),
                     ("train/loss", " loss {:.4g}"),
                     ("train/lr", " lr {:.2g}"),
                     ("train/data_wait", " data-wait {:.1%}"),
                     ("val/psnr_db", "validation {:.2f} dB"),
+                    ("val/gain_db", " ({:+.2f})"),
                 )
                 if name in row.metrics
             )

@@ -25,8 +25,10 @@ app = typer.Typer()
 @app.command(epilog="Example: nafnet evaluate mine test-store")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Weights file, run, or models:/NAME@ALIAS.")],
-    data: Annotated[Path, typer.Argument(help="Store, or folder of blurred images.")],
-    gt: Annotated[Path | None, typer.Argument(help="Folder of sharp images.")] = None,
+    data: Annotated[Path, typer.Argument(help="Store, folder of pairs, or folder of blurred images.")],
+    gt: Annotated[
+        Path | None, typer.Argument(help="Folder of sharp images, to a folder of blurred ones.")
+    ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -49,7 +51,7 @@ def evaluate(
 
 @app.command(epilog="Example: nafnet restore holiday --out restored")
 def restore(
-    inputs: Annotated[str, typer.Argument(metavar="INPUT", help="A photo, a folder or a glob.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Photos, folders or globs.")],
     out: OutOption = Path("restored"),
     model: Annotated[
         str | None, typer.Option(help="Weights, run or models:/…  [default: the champion]")

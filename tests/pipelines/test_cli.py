@@ -143,6 +143,40 @@ def test_impossible_training_is_refused_before_any_time_is_spent(run: Run, pairs
     _refused(run(*train, "--set", "optim.lr=0"), 2, "optim.lr")
 
 
+def test_options_that_exclude_each_other_and_splits_that_do_not_exist(run: Run, pairs: Path) -> None:
+    both = run("prepare", pairs, "--lq", pairs / "blur", "--gt", pairs / "sharp", "--out", "store")
+    _refused(both, 2, "exclude each other")
+    _refused(run("prepare", "--lq", pairs / "blur", "--out", "store"), 2, "both --lq and --gt")
+    _refused(run("prepare", pairs, "--split", "tset", "--out", "store"), 2, "unknown --split", "tset")
+
+
+def test_a_missing_part_of_gopro_is_named(run: Run, pairs: Path) -> None:
+    sequence = pairs.parent / "GOPRO_Large" / "train" / "GOPR0000_00_00"
+    sequence.parent.mkdir(parents=True)
+    pairs.rename(sequence)
+    root = sequence.parent.parent
+    _refused(run("prepare", root, "--split", "test", "--out", "s"), 2, "--split test", "sequences in train")
+    assert run("prepare", root, "--crop", 64, "--out", "s")[0] == 0
+
+
+def test_a_folder_of_pairs_is_evaluated_and_a_half_of_one_is_explained(
+    run: Run, pairs: Path, weights: Path
+) -> None:
+    code, out, errors = run("evaluate", weights, pairs)
+    assert code == 0 and "2 images" in out, errors
+    _refused(run("evaluate", weights, pairs / "blur"), 2, "evaluate MODEL BLURRED SHARP")
+
+
+def test_next_step_of_a_store_to_evaluate_on_is_not_training(run: Run, pairs: Path) -> None:
+    code, out, _ = run("prepare", pairs, "--out", "test", "--crop", 0, "--split", "test")
+    assert code == 0 and "nafnet evaluate" in out and "nafnet train" not in out
+
+
+def test_version(run: Run) -> None:
+    code, out, _ = run("--version")
+    assert code == 0 and out.startswith("nafnet-ray")
+
+
 def test_one_bad_photo_does_not_stop_the_others(run: Run, pairs: Path, weights: Path) -> None:
     (pairs / "blur" / "bad.jpg").write_text("not a picture")
     code, out, errors = run("restore", pairs / "blur", "--model", weights, "--out", "out")

@@ -267,6 +267,24 @@ def test_bad_override(recipe: Path, override: str, match: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_fault_names_the_option_that_it_came_from(recipe: Path) -> None:
+    with pytest.raises(InputError, match=r"'optim.lr': '--set optim.lr=fast'"):
+        load_config(recipe, ["seed=3", "optim.lr=fast"])
+    with pytest.raises(InputError, match=r"'name': '--name no good'"):
+        load_config(recipe, ["seed=3"], name="no good")
+    with pytest.raises(InputError, match=r"'budget': '--set budget.samples=-1'|'budget.samples'"):
+        load_config(recipe, ["budget.samples=-1"])
+    # A recipe's own fault stays the recipe's.
+    recipe.write_text(recipe.read_text() + "optim: {lr: fast}\n")
+    with pytest.raises(InputError, match=str(recipe)):
+        load_config(recipe, ["seed=3"])
+
+
+def test_numbers_as_people_write_them(recipe: Path) -> None:
+    config = load_config(recipe, ["budget.samples=1e6", "optim.lr=5e-4"], name="2024")
+    assert (config.budget.samples, config.optim.lr, config.name) == (1_000_000, 5e-4, "2024")
+
+
 def test_stores_of_the_command_line_replace_the_recipes(recipe: Path) -> None:
     config = load_config(recipe)
     assert with_stores(config, [], None) == config

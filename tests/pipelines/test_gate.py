@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
-from nafnet_core import InputError
-from pipelines.evaluate import Report
-from pipelines.gate import GateSettings, failed, judge
+from nafnet_core import InputError, NAFNetConfig, save_model
+from pipelines.evaluate import Pairs, Report
+from pipelines.gate import GateSettings, failed, judge, latency_ratio
+from pipelines.images import encode_png
+from pipelines.models import open_model
 from pipelines.scoring import Protocol
+from pipelines.workspace import Workspace
+from tests.nafnet_core.networks import SMALL, lively_network
+from tests.pipelines.pairs import piece
 
 
 def _report(psnr_db: float, ssim: float, *, data: str = "d", precision: str = "fp32") -> Report:
@@ -57,3 +65,19 @@ def test_other_data_or_protocol_is_not_compared() -> None:
         judge(first, _report(26.0, 0.85, data="other"), GateSettings(), latency_ratio=1.0)
     with pytest.raises(InputError, match="precision fp32 ≠ bf16"):
         judge(first, _report(26.0, 0.85, precision="bf16"), GateSettings(), latency_ratio=1.0)
+
+
+def test_latency_tells_a_larger_network_and_not_an_equal_one(tmp_path: Path) -> None:
+    for side in ("blur", "sharp"):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "0.png").write_bytes(encode_png(piece(0, 200, 300)))
+    wider = NAFNetConfig(**{**dataclasses.asdict(SMALL), "width": SMALL.width * 6})
+    for name, config in (("small", SMALL), ("wide", wider)):
+        save_model(lively_network(config), tmp_path / f"{name}.safetensors", metadata={"train_patch_px": 64})
+    small, wide = (
+        open_model(str(tmp_path / f"{name}.safetensors"), Workspace.find(tmp_path))
+        for name in ("small", "wide")
+    )
+    pairs = Pairs(tmp_path / "blur", tmp_path / "sharp")
+    assert latency_ratio(wide, small, pairs, 1.2) > 1.2
+    assert latency_ratio(small, small, pairs, 1.2) <= 1.2

@@ -59,12 +59,12 @@ def test_labels_are_written(tmp_path: Path) -> None:
     assert len({bar.tobytes() for bar in bars}) == 3
 
 
-def test_detail_is_the_same_place_in_each_and_the_busiest_of_the_last(tmp_path: Path) -> None:
-    # Gray everywhere but in one place of the ground truth: there is what deblurring is about.
-    sharp = np.full((200, 300, 3), 128, np.uint8)
-    rng = np.random.default_rng(0)
-    sharp[120:160, 200:240] = rng.integers(0, 256, (40, 40, 3))
-    others = {"a": piece(0, 200, 300), "b": piece(1, 200, 300)}
+def test_detail_is_the_same_place_in_each_where_first_and_last_differ(tmp_path: Path) -> None:
+    # Equal everywhere but in one place: there is what deblurring is about.
+    sharp = piece(0, 200, 300).copy()
+    lq = sharp.copy()
+    lq[120:160, 200:240] = 255 - lq[120:160, 200:240]
+    others = {"a": lq, "b": piece(1, 200, 300)}
     picture = read_rgb_u8(before_after(tmp_path / "p.png", {**others, "sharp": sharp}, zoom_px=40))
     details = [column[LABEL + 200 + GAP :] for column in columns(picture, 3)]
     corners = [(top, left) for top in range(0, 161, 10) for left in range(0, 261, 10)]
@@ -97,6 +97,19 @@ def test_curves(tmp_path: Path) -> None:
     # The data are drawn: other data, another picture.
     rising = {**series, "loss": [(x, -y) for x, y in falling]}
     assert not np.array_equal(picture, read_rgb_u8(curves(tmp_path / "2.png", rising, title="a run")))
+
+
+def test_long_curves_are_smoothed_and_levels_drawn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noisy = [(float(n), float(value)) for n, value in enumerate(rng.normal(20, 1, 200))]
+    plain = read_rgb_u8(curves(tmp_path / "1.png", {"psnr": noisy}, title="a run"))
+    # The running mean is drawn in the full colour, the points below it in a pale one.
+    full = (np.abs(plain.astype(int) - (31, 119, 180)) < 12).all(axis=2).sum()
+    pale = (np.abs(plain.astype(int) - (188, 214, 232)) < 12).all(axis=2).sum()
+    assert full > 200 and pale > 200
+    lines = {"psnr": ("blurred input", 20.0)}
+    lined = read_rgb_u8(curves(tmp_path / "2.png", {"psnr": noisy}, title="a run", lines=lines))
+    assert not np.array_equal(plain, lined)
 
 
 @pytest.mark.parametrize("points", [[], [(0.0, 1.0)], [(0.0, float("nan")), (1.0, 2.0)]])

@@ -271,6 +271,21 @@ def test_unfinished_store_of_another_job_is_refused(source: FolderPairs, tmp_pat
     assert prepare.run(source, source.pairs(), config_for(out)).manifest.num_pairs == 54
 
 
+def test_what_differs_from_an_unfinished_store_is_named(source: FolderPairs, tmp_path: Path) -> None:
+    interrupt(source, config_for(tmp_path / "store"), after=1)
+    with pytest.raises(InputError, match=r"expected crop_px \d+, got crop_px 16\)"):
+        prepare.run(source, source.pairs(), config_for(tmp_path / "store", crop_px=16))
+
+
+def test_nothing_written_yet_is_no_store_to_protect(source: FolderPairs, tmp_path: Path) -> None:
+    # A crop that is too large, stopped at the first pair: the corrected command must not be refused.
+    out = tmp_path / "store"
+    with pytest.raises(InputError, match="smaller than a crop"):
+        prepare.run(source, source.pairs(), config_for(out, crop_px=4096, strict=True))
+    result = prepare.run(source, source.pairs(), config_for(out))
+    assert result.manifest.digest == make_store(source, tmp_path / "whole").digest
+
+
 _HANGING_JOB = """
 import sys, time
 from pathlib import Path

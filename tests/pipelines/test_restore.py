@@ -44,7 +44,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def run(inputs: Path | str, loaded: LoadedModel, out: Path, **options: Any) -> RestoreResult:
-    return restore.run(str(inputs), loaded, out, **{"precision": "fp32", **options})
+    return restore.run([str(inputs)], loaded, out, **{"precision": "fp32", **options})
 
 
 def statuses(result: RestoreResult) -> dict[str, str]:
@@ -87,11 +87,11 @@ def test_one_file(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
 
 
 def test_folder_keeps_its_tree(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[int, int, str]] = []
     result = run(photos, loaded, tmp_path / "out", on_progress=lambda *step: steps.append(step))
     assert files_of(tmp_path / "out") == ["a.png", RECORD, "sub/b.png", "sub/deep/c.png"]
     assert result.count("restored") == 3
-    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert steps == [(1, 3, ""), (2, 3, ""), (3, 3, "")]
     for number, name in enumerate(["a.png", "sub/b.png", "sub/deep/c.png"]):
         expected = restore_image(loaded.model, piece(number, 32, 40), train_patch_px=64)
         assert np.array_equal(read_photo(tmp_path / "out" / name).rgb_hwc, expected)
@@ -136,7 +136,7 @@ def test_photos_are_never_overwritten(photos: Path, loaded: LoadedModel, way: st
         out.symlink_to(photos)
     before = (photos / "a.png").read_bytes()
     for inputs in (photos, photos / "a.png", photos / "*.png"):
-        with pytest.raises(InputError, match="no photos"):
+        with pytest.raises(InputError, match="lie in the output folder"):
             run(inputs, loaded, out)
     assert (photos / "a.png").read_bytes() == before
 
@@ -144,12 +144,12 @@ def test_photos_are_never_overwritten(photos: Path, loaded: LoadedModel, way: st
 def test_nothing_to_restore(photos: Path, tmp_path: Path) -> None:
     for inputs in (tmp_path / "nothing", tmp_path / "*.nothing"):
         with pytest.raises(InputError, match="no such file, folder or match"):
-            find_photos(str(inputs), tmp_path / "out")
+            find_photos([str(inputs)], tmp_path / "out")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").touch()
     for inputs in (tmp_path / "empty", tmp_path / "*.txt"):
         with pytest.raises(InputError, match=r"no photos.*\.png"):
-            find_photos(str(inputs), tmp_path / "out")
+            find_photos([str(inputs)], tmp_path / "out")
 
 
 def test_output_that_cannot_be_written(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
@@ -345,3 +345,34 @@ def test_free_memory_heeds_the_containers_limit(monkeypatch: pytest.MonkeyPatch)
     assert free_memory_mib(cpu) == 200
     limits["memory.current"] = 400 * 2**20
     assert free_memory_mib(cpu) == 0
+
+
+def test_several_inputs_and_the_kinds_that_are_not_read(
+    photos: Path, loaded: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (photos / "phone.HEIC").write_bytes(b"....ftypheic")
+    names = [str(photos / "a.png"), str(photos / "sub")]
+    result = restore.run(names, loaded, tmp_path / "out", precision="fp32")
+    assert statuses(result) == {"a.png": "restored", "b.png": "restored", "c.png": "restored"}
+    assert not caplog.records
+    # Named twice is restored once, at its place below the folder.
+    both = find_photos([str(photos / "a.png"), str(photos)], tmp_path / "other")
+    assert [relative.as_posix() for _, relative in both] == ["a.png", "sub/b.png", "sub/deep/c.png"]
+    restore.run([str(photos)], loaded, tmp_path / "out", precision="fp32")
+    assert "1 files of kinds that are not read: .heic" in caplog.text
+    (failed,) = restore.run([str(photos / "phone.HEIC")], loaded, tmp_path / "out").files
+    assert failed.status == "failed" and "Export it as JPEG" in (failed.error or "")
+
+
+def test_progress_counts_tiles_of_a_large_photo(loaded: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(encode_png(piece(0, 200, 330)))
+    steps: list[tuple[int, int, str]] = []
+    run(
+        tmp_path / "photo.png",
+        loaded,
+        tmp_path / "out",
+        tile_px=192,
+        on_progress=lambda *step: steps.append(step),
+    )
+    # Two rows; three columns, which start every 128 px.
+    assert steps == [*((0, 1, f"photo.png tile {number}/6") for number in range(1, 7)), (1, 1, "")]

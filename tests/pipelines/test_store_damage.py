@@ -13,7 +13,7 @@ from nafnet_core import InputError
 from pipelines.files import sha256
 from pipelines.images import encode_png
 from pipelines.sources import FolderPairs
-from pipelines.store import MANIFEST, SCHEMA_VERSION, PairStore
+from pipelines.store import MANIFEST, PROGRESS, SCHEMA_VERSION, PairStore
 from tests.pipelines.pairs import make_store
 
 KINDS = {
@@ -169,7 +169,10 @@ def test_no_store_there(tmp_path: Path) -> None:
 def test_unfinished_store(own_store: Path) -> None:
     (own_store / MANIFEST).unlink()
     line = refused(own_store)
-    assert "not a finished store" in line and "Run the same `nafnet prepare` again" in line
+    assert "not a store" in line and f"`nafnet prepare {own_store} --out STORE`" in line
+    (own_store / PROGRESS).mkdir()
+    line = refused(own_store)
+    assert "unfinished" in line and "Run the same `nafnet prepare` again" in line
 
 
 @pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None])
