@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WINDOW_PER_PATCH = 1.5  # Chu et al., section 5.1, and the official `base_size`.
+_BLOCK_BYTES = 2**20  # rows summed at a time: about a core's second-level cache
 
 
 class LocalMean(nn.Module):
@@ -31,44 +32,142 @@ class LocalMean(nn.Module):
         self.window_px: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, 1, 1) for the global mean, else (N, C, H, W)."""
+        """Mean of every window that lies inside the map.
+
+        Args:
+            x: (N, C, H, W) float.
+
+        Returns:
+            (N, C, 1, 1) for the global mean or a window that covers the map, else
+            (N, C, H − window + 1, W − window + 1); `spread` brings it to the map's size.
+        """
         height, width = x.shape[-2:]
         if self.window_px is None or (self.window_px >= height and self.window_px >= width):
             return x.mean(dim=(2, 3), keepdim=True)
-        return box_mean(x, self.window_px)
+        return window_means(x, self.window_px)
 
 
-def box_mean(x: Tensor, window_px: int) -> Tensor:
-    """Mean over the square window around each pixel, replicated where the window leaves the image.
+def window_means(x: Tensor, window_px: int) -> Tensor:
+    """Mean of every square window that lies inside the map.
 
-    The integral image is built in fp64: in fp32 the running sums of a 20-megapixel map keep about three
-    digits of a window's mean.
+    An integral image would need fp64: in fp32 its running sums over a 20-megapixel map keep about three
+    digits of a window's mean. Here only sums of one window are ever taken; rounding stays at some 1e-7.
 
     Args:
         x: (N, C, H, W) float.
         window_px: side of the window; cut to the map's size.
 
     Returns:
-        (N, C, H, W), dtype of `x`.
+        (N, C, H − window + 1, W − window + 1), dtype of `x`, NHWC in memory.
     """
-    height, width = x.shape[-2:]
-    rows, cols = min(window_px, height), min(window_px, width)
-    integral = F.pad(x.double().cumsum(-1).cumsum_(-2), (1, 0, 1, 0))
-    inner = (
-        integral[..., rows:, cols:]
-        + integral[..., :-rows, :-cols]
-        - integral[..., :-rows, cols:]
-        - integral[..., rows:, :-cols]
-    ) / (rows * cols)
-    top, left = (height - inner.shape[-2]) // 2, (width - inner.shape[-1]) // 2
-    padding = (
-        left,
-        width - inner.shape[-1] - left,
-        top,
-        height - inner.shape[-2] - top,
-    )
-    inner = inner.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    return F.pad(inner, padding, mode="replicate")
+    rows, cols = (min(window_px, side) for side in x.shape[-2:])
+    nhwc = x.permute(0, 2, 3, 1)
+    if x.device.type == "cpu" and not x.requires_grad:
+        means = _sliding_means(nhwc, rows, cols)
+    else:
+        precise = nhwc if nhwc.dtype == torch.float64 else nhwc.float()
+        means = (_window_sums(_window_sums(precise, rows, dim=1), cols, dim=2) / (rows * cols)).to(x.dtype)
+    return means.permute(0, 3, 1, 2)
+
+
+def spread(means: Tensor, size: torch.Size) -> Tensor:
+    """Repeat the outermost windows' values up to the map's border, as the official code does.
+
+    Args:
+        means: (N, C, h, w), what `LocalMean` returned, or something of it pixel by pixel.
+        size: the map's; its last two are (H, W).
+
+    Returns:
+        (N, C, H, W), or `means` itself where it broadcasts.
+    """
+    if means.shape[-2:] in ((1, 1), size[-2:]):
+        return means
+    missing = [side - inner for side, inner in zip(size[-2:], means.shape[-2:], strict=True)]
+    top, left = (number // 2 for number in missing)
+    return F.pad(means, (left, missing[1] - left, top, missing[0] - top), mode="replicate")
+
+
+def scale_by_windows_(rows: Tensor, means: Tensor, top: int, height: int) -> None:
+    """Multiply some rows of a map by `spread(means)`, in place and without making it.
+
+    Args:
+        rows: (N, C, h, W): rows `top` to `top + h` of a map of `height` rows.
+        means: what `LocalMean` returned of that map, or something of it pixel by pixel.
+    """
+    if means.shape[-2:] == (1, 1):
+        rows.mul_(means)
+        return
+    num_rows, width = rows.shape[-2:]
+    for row, source_row in _sources(top, top + num_rows, height, means.shape[-2]):
+        for col, source_col in _sources(0, width, width, means.shape[-1]):
+            rows[..., row, col].mul_(means[..., source_row, source_col])
+
+
+def _sources(start: int, stop: int, length: int, inner: int) -> Iterator[tuple[slice, slice]]:
+    """Which of `inner` window means belong to pixels `start` to `stop` of an axis of `length`.
+
+    Up to three pieces, before, on and beyond the windows' centres: positions from `start` on, and means.
+    """
+    first = (length - inner) // 2
+    last = first + inner
+    for low, high, source in (
+        (start, min(stop, first), None),
+        (max(start, first), min(stop, last), slice(max(start, first) - first, min(stop, last) - first)),
+        (max(start, last), stop, None),
+    ):
+        if low < high:
+            edge = slice(0, 1) if high <= first else slice(inner - 1, inner)
+            yield slice(low - start, high - start), source or edge
+
+
+def _sliding_means(nhwc: Tensor, rows: int, cols: int) -> Tensor:
+    """Window means of a map in host memory, a few rows at a time, so that every pass but one is in cache.
+
+    Down the map a row of sums slides: one row of pixels comes in, one goes out. It is summed anew once a
+    window's height, else rounding would pile up.
+    """
+    batch, height, width, channels = nhwc.shape
+    dtype = torch.float64 if nhwc.dtype == torch.float64 else torch.float32
+    num_rows, num_cols = height - rows + 1, width - cols + 1
+    means = nhwc.new_empty(batch, num_rows, num_cols, channels)
+    block = max(1, _BLOCK_BYTES // (batch * width * channels * dtype.itemsize))
+    sums = torch.empty(batch, min(block, num_rows), width, channels, dtype=dtype)
+    before = sums[:, 0]
+    for first in range(0, num_rows, block):
+        last = min(first + block, num_rows)
+        coming = nhwc[:, first + rows - 1 : last + rows - 1].to(dtype)
+        leaving = nhwc[:, max(0, first - 1) : last - 1].to(dtype)
+        for row in range(first, last):
+            now = sums[:, row - first]
+            if row % rows == 0:
+                torch.sum(nhwc[:, row : row + rows], dim=1, dtype=dtype, out=now)
+            else:
+                torch.add(before, coming[:, row - first], out=now)
+                now.sub_(leaving[:, row - max(1, first)])
+            before = now
+        inside = _window_sums(sums[:, : last - first], cols, dim=2)
+        means[:, first:last] = torch.mul(inside, 1 / (rows * cols), out=inside)
+    return means
+
+
+def _window_sums(x: Tensor, window: int, *, dim: int) -> Tensor:
+    """Sum over every run of `window` entries along `dim`, from sums over runs of 1, 2, 4, … entries.
+
+    Additions only, log2(window) of them an entry: no cancellation, and no error that grows with the map.
+    """
+    length = x.shape[dim] - window + 1
+    total, done, run, run_length = None, 0, x, 1
+    while True:
+        if window & run_length:
+            part = run.narrow(dim, done, length)
+            total = part if total is None else total + part
+            done += run_length
+        if done == window:
+            assert total is not None
+            return total
+        kept = run.shape[dim] - run_length
+        run = run.narrow(dim, 0, kept) + run.narrow(dim, run_length, kept)
+        run_length *= 2
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nafnet_core.local_stats import LocalMean
+from nafnet_core.local_stats import LocalMean, spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +136,8 @@ class NAFBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → same shape."""
         y = self.sg(self.conv2(self.conv1(self.norm1(x))))
-        y = self.conv3(y * self.sca(y))
+        # 1×1 convolution first, repetition towards the border after: the same values on fewer pixels.
+        y = self.conv3(y * spread(self.sca(y), y.shape))
         x = x + y * self.beta
         y = self.conv5(self.sg(self.conv4(self.norm2(x))))
         return x + y * self.gamma

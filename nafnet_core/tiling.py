@@ -18,14 +18,15 @@ from torch import Tensor
 
 from nafnet_core.local_stats import local_statistics
 from nafnet_core.model import NAFNet
+from nafnet_core.strips import forward_in_strips
 
 DEFAULT_OVERLAP_PX = 64
 # Beyond this a tile saves little overlap, and its maps cost page faults instead of staying in the caches.
 MAX_TILE_PX = 1024
 MIN_TILE_PX = 192  # The smallest multiple of 64 of which `DEFAULT_OVERLAP_PX` is below half.
-# Floats alive at once a pixel at full resolution, in units of `width`: the block's expanded maps, the
-# skip, and the fp64 integral image of local statistics. Read off peak memory at several sizes.
-_LIVE_MAPS = 22
+# Floats alive at once a pixel at full resolution, in units of `width`: on the CPU in strips (4.3 at most,
+# read off allocations at several sizes and windows), elsewhere with every map of a block whole.
+_LIVE_MAPS_IN_STRIPS, _LIVE_MAPS_WHOLE = 5, 22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,8 @@ def tile_px_for(model: NAFNet, memory_mib: float) -> int:
 
     A multiple of 64 px, and at least `MIN_TILE_PX`.
     """
-    bytes_per_px = 4 * model.config.width * _LIVE_MAPS
+    in_strips = next(model.parameters()).device.type == "cpu"
+    bytes_per_px = 4 * model.config.width * (_LIVE_MAPS_IN_STRIPS if in_strips else _LIVE_MAPS_WHOLE)
     side = int((memory_mib * 2**20 / bytes_per_px) ** 0.5)
     return min(MAX_TILE_PX, max(MIN_TILE_PX, side // 64 * 64))
 
@@ -101,8 +103,8 @@ def restore_image(
 def tiles(height: int, width: int, tile_px: int, overlap_px: int, align_px: int = 1) -> Iterator[Tile]:
     """Cover (height, width) with tiles, row by row, overlapping by at least `overlap_px`.
 
-    Tiles are `tile_px` a side, the last of a row or column up to `align_px - 1` less, and start at multiples
-    of `align_px`, which must not exceed `tile_px - overlap_px`.
+    Tiles are as equal as can be, of up to `tile_px` a side, and start at multiples of `align_px`, which must
+    not exceed `tile_px - overlap_px`.
     """
     for top, tile_height in _spans(height, tile_px, overlap_px, align_px):
         for left, tile_width in _spans(width, tile_px, overlap_px, align_px):
@@ -110,12 +112,13 @@ def tiles(height: int, width: int, tile_px: int, overlap_px: int, align_px: int 
 
 
 def _spans(length: int, tile_px: int, overlap_px: int, align_px: int) -> list[tuple[int, int]]:
+    """Start and length of as few equal tiles as cover an axis: no more of it is run twice than need be."""
     if length <= tile_px:
         return [(0, length)]
-    step = (tile_px - overlap_px) // align_px * align_px
-    spans = [(start, tile_px) for start in range(0, length - tile_px, step)]
-    last = -(-(length - tile_px) // align_px) * align_px
-    return [*spans, (last, length - last)]
+    number = -(-(length - overlap_px) // (tile_px - overlap_px - align_px + 1))
+    starts = sorted({i * (length - overlap_px) // number // align_px * align_px for i in range(number)})
+    stops = [start + overlap_px for start in starts[1:]] + [length]
+    return [(start, stop - start) for start, stop in zip(starts, stops, strict=True)]
 
 
 def _run_tiled(
@@ -133,8 +136,9 @@ def _run_tiled(
     # The network downsamples on a grid: a tile off the whole image's grid gives other pixels, not just seams.
     rows = _spans(height, tile_px, overlap_px, model.config.stride_px)
     cols = _spans(width, tile_px, overlap_px, model.config.stride_px)
-    total = torch.zeros(rows[0][1], width, lq_hwc.shape[2])
-    weight = torch.zeros(rows[0][1], width, 1)
+    tallest = max(tile_height for _, tile_height in rows)
+    total = torch.zeros(tallest, width, lq_hwc.shape[2])
+    weight = torch.zeros(tallest, width, 1)
     for index, (top, tile_height) in enumerate(rows):
         for column, (left, tile_width) in enumerate(cols, start=1):
             patch = lq_hwc[top : top + tile_height, left : left + tile_width]
@@ -176,7 +180,8 @@ def _run(
     mode = "reflect" if bottom < height and right < width else "replicate"
     padded = F.pad(lq_nchw, (0, right, 0, bottom), mode=mode)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-        restored = model(padded)
+        # Strips pay where maps outgrow the caches: not on a GPU, whose memory is as fast for all of them.
+        restored = forward_in_strips(model, padded) if device.type == "cpu" else model(padded)
     return restored[0, :, :height, :width].permute(1, 2, 0).float().cpu()
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from nafnet_core import InputError
+from nafnet_core import InputError, NAFNet
 from nafnet_core.tiling import DEFAULT_OVERLAP_PX, restore_image, tile_px_for
 from pipelines.files import make_folder, sha256
 from pipelines.images import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, list_images, read_photo, write_photo
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 RECORD = "restore.jsonl"
 # Running out of memory kills the process on a CPU, so leave as much again as is taken.
 _MEMORY_SHARE = 0.5
+_MIN_BF16_WIDTH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def run(
     make_folder(out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded.model.to(device)
-    use_bf16 = precision == "bf16" or (precision == "auto" and computes_in_bf16(device))
+    use_bf16 = precision == "bf16" or (precision == "auto" and faster_in_bf16(loaded.model, device))
     done_before = _read_record(out)
     results = []
     with (out / RECORD).open("a") as record:
@@ -179,11 +180,16 @@ def _photos_of(name: str) -> list[tuple[Path, Path]]:
     ]
 
 
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than fp32 there: tensor cores, or a processor with bf16 instructions."""
+def faster_in_bf16(model: NAFNet, device: torch.device) -> bool:
+    """Whether bf16 is worth its rounding: on tensor cores, or processors with bf16 instructions.
+
+    On a CPU the conversions of a network narrower than 32 channels cost what its products gain (measured:
+    `mobile` 5.5 s in bf16 and 4.9 s in fp32 on 6 megapixels, `width32` 5.9 s and 9.1 s on 3.7).
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(has_instructions) and model.config.width >= _MIN_BF16_WIDTH
 
 
 def free_memory_mib(device: torch.device) -> float:

@@ -21,21 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from cluster.connect import connect
 from nafnet_core import CapabilityError, InputError, NAFNetError, StoppedError
 from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig
 from pipelines.files import make_folder, write_json
-from pipelines.ingest import check_patches, plan_for, ray_batches
+from pipelines.ingest import check_patches, plan_for
 from pipelines.journal import METRICS
-from pipelines.loop import RESULT, STOP, set_threads, train
+from pipelines.loop import RESULT, STOP
 from pipelines.pictures import curves
-from pipelines.plan import SamplePlan
 from pipelines.store import read_manifest
 from pipelines.tracking import Row, Tracker, flattened, git_commit, make_experiment, mlflow_client
-from pipelines.trainer import TrainContext, build_model
+from pipelines.trainer import build_model
+from pipelines.worker import worker_main
 from pipelines.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -162,46 +160,6 @@ def _check_validation(config: RunConfig) -> None:
             "validation on crops of %d px: scores are usually of whole images (`prepare --crop 0`)",
             val.crop_px,
         )
-
-
-def worker_main(job: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
-    import ray.train
-    import ray.train.torch
-
-    config, run_dir = RunConfig.model_validate(job["config"]), Path(job["run_dir"])
-    plan: SamplePlan = job["plan"]
-    placement = ray.train.get_context()
-    rank, world_size = placement.get_world_rank(), placement.get_world_size()
-    _log_to(run_dir / "logs" / f"rank{rank}.log")
-    set_threads(config.scaling.threads_per_worker or max(1, (psutil.cpu_count() or 1) // world_size))
-    device = ray.train.torch.get_device()
-    if device.type == "cuda":
-        import torch
-
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    context = TrainContext(
-        rank=rank,
-        world_size=world_size,
-        device=device,
-        run_dir=run_dir,
-        batches=lambda span: ray_batches(
-            plan,
-            [store.path for store in config.data.train],
-            span,
-            rank=rank,
-            world_size=world_size,
-            num_readers=config.scaling.readers_per_worker,
-            reader_cpus=config.scaling.reader_cpus,
-        ),
-        epoch_samples=plan.epoch_samples,
-        store_digests=tuple(job["digests"]),
-    )
-    try:
-        train(config, context)
-    except Exception:
-        log.exception("rank %d failed", rank)
-        raise
 
 
 def _fit(config: RunConfig, run_dir: Path, pump: Callable[[], None]) -> None:
@@ -396,13 +354,3 @@ def _explained(error: BaseException, run_dir: Path) -> BaseException:
     return CapabilityError(
         "training failed", file=run_dir / "logs", got=str(error).strip().splitlines()[-1][:200]
     )
-
-
-def _log_to(path: Path) -> None:
-    """Send this process' log to a file, once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    logging.getLogger("pipelines").setLevel(logging.INFO)

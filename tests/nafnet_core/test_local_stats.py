@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nafnet_core import NAFNet, NAFNetConfig, restore_image
-from nafnet_core.local_stats import LocalMean, box_mean, local_statistics
+from nafnet_core.local_stats import LocalMean, local_statistics, spread, window_means
 from tests.nafnet_core.networks import (
     DEEP,
     SMALL,
@@ -32,15 +33,33 @@ def windows(model: NAFNet) -> dict[str, int | None]:
 def test_local_mean_is_the_naive_one(height: int, width: int, window_px: int) -> None:
     generator = torch.Generator().manual_seed(height * 1000 + width * 20 + window_px)
     x = torch.randn(2, 3, height, width, generator=generator)
+    expected = naive_local_mean(x, window_px)
     pool = LocalMean()
     pool.window_px = window_px
-    torch.testing.assert_close(pool(x), naive_local_mean(x, window_px), rtol=0, atol=1e-6)
+    torch.testing.assert_close(spread(pool(x), x.shape), expected, rtol=0, atol=1e-6)
+    # The way that is taken with gradients, and on a GPU.
+    other = spread(pool(x.requires_grad_()), x.shape)
+    assert other.requires_grad
+    torch.testing.assert_close(other.detach(), expected, rtol=0, atol=1e-6)
 
 
-def test_box_mean_by_hand() -> None:
+def test_means_by_hand() -> None:
     x = torch.tensor([[1.0, 2.0, 6.0], [3.0, 4.0, 0.0]])[None, None]
+    means = window_means(x, 2)
+    assert means[0, 0].tolist() == [[2.5, 3.0]]
     # One row of windows fits, of two columns: it is repeated below, and the second one to the right.
-    assert box_mean(x, 2)[0, 0].tolist() == [[2.5, 3.0, 3.0], [2.5, 3.0, 3.0]]
+    assert spread(means, x.shape)[0, 0].tolist() == [[2.5, 3.0, 3.0], [2.5, 3.0, 3.0]]
+
+
+def test_gradient_of_local_means_is_the_naive_ones() -> None:
+    x = torch.randn(1, 2, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(1, 2, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    grads = []
+    for mean in (lambda x: spread(window_means(x, 3), x.shape), lambda x: naive_local_mean(x, 3)):
+        leaf = x.clone().requires_grad_()
+        (mean(leaf) * weight).sum().backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
 
 
 def test_local_mean_follows_the_image() -> None:
@@ -48,27 +67,36 @@ def test_local_mean_follows_the_image() -> None:
     pool = LocalMean()
     assert pool(step).flatten().tolist() == [0.5]
     pool.window_px = 5
-    local = pool(step)[0, 0, 4]
+    local = spread(pool(step), step.shape)[0, 0, 4]
     assert local[5] == 0 and local[34] == 1
     assert 0 < local[19] < local[20] < 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_box_mean_keeps_the_dtype(dtype: torch.dtype) -> None:
+def test_means_keep_the_dtype(dtype: torch.dtype) -> None:
     x = torch.rand(1, 2, 9, 9, generator=torch.Generator().manual_seed(1)).to(dtype)
-    mean = box_mean(x, 3)
+    mean = window_means(x, 3)
     assert mean.dtype == dtype
-    torch.testing.assert_close(mean.double(), box_mean(x.double(), 3), rtol=0, atol=2**-8)
+    torch.testing.assert_close(mean.double(), window_means(x.double(), 3), rtol=0, atol=2**-8)
 
 
-def test_box_mean_stays_exact_on_a_large_map() -> None:
-    # Running sums reach 2e9 here; in fp32 their differences are off by whole units.
-    noise = torch.randn(1, 1, 1500, 1500, generator=torch.Generator().manual_seed(1))
-    mean = box_mean(noise + 1000, 96)[0, 0]
-    for top, left in ((0, 0), (700, 700), (1404, 1404)):
-        expected = (noise + 1000)[0, 0, top : top + 96, left : left + 96].double().mean()
-        # 1405 windows fit, so 95 px are replicated: 47 before, 48 after.
-        assert mean[top + 47, left + 47].item() == pytest.approx(expected.item(), abs=2e-4)
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("window_px", [96, 384])
+def test_means_of_20_megapixels_are_exact(window_px: int, with_gradient: bool) -> None:
+    # An integral image of this map reaches 8e7: in fp32 its differences lose digits, as shown below.
+    x = torch.randn(1, 1, 3648, 5472, generator=torch.Generator().manual_seed(1)) + 4
+    means = window_means(x.requires_grad_(with_gradient), window_px).detach()[0, 0].double()
+    x = x.detach()
+    sums = F.pad(x[0, 0].double().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    exact = _differences(sums, window_px)
+    assert (means - exact).abs().max() < 4e-6  # 1e-6 of the mean
+    sums = F.pad(x[0, 0].cumsum(0).cumsum(1), (1, 0, 1, 0))
+    assert (_differences(sums, window_px).double() - exact).abs().max() > 1e-4
+
+
+def _differences(sums: torch.Tensor, side: int) -> torch.Tensor:
+    corners = sums[side:, side:] + sums[:-side, :-side] - sums[side:, :-side] - sums[:-side, side:]
+    return corners / side**2
 
 
 # In the network
