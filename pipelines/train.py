@@ -218,15 +218,15 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -
     assert best is not None, "a finished run has a checkpoint"
     rows = tracker.read_all()
     series = _series(rows)
-    gains = {row.samples: row.metrics["val/gain_db"] for row in rows if "val/gain_db" in row.metrics}
+    validations = [row for row in rows if "val/gain_db" in row.metrics]
+    gains = {row.samples: row.metrics["val/gain_db"] for row in validations}
     pictures = sorted((run_dir / "pictures").glob("0*.png"))[-1:]
     if series:
-        blurred = next(
-            (row.metrics["val/psnr_db"] - row.metrics["val/gain_db"] for row in rows if row.samples in gains),
-            None,
-        )
         picture = run_dir / "pictures" / "curves.png"
-        lines = {} if blurred is None else {"val/psnr_db": ("blurred input", blurred)}
+        lines = {
+            "val/psnr_db": ("blurred input", row.metrics["val/psnr_db"] - row.metrics["val/gain_db"])
+            for row in validations[-1:]
+        }
         pictures.append(curves(picture, series, title=config.name, lines=lines))
     tracker.finish("FINISHED", [*pictures, run_dir / CONFIG])
     return TrainResult(

@@ -60,7 +60,7 @@ def test_a_name_is_one_run(store: Path, tmp_path: Path) -> None:
     train._claim(_config(store), run_dir)
     # Another machine may go on with other workers, but not with another recipe.
     train._claim(_config(store, scaling={"num_workers": 2}), run_dir)
-    with pytest.raises(InputError, match="another 'optim'.*--name"):
+    with pytest.raises(InputError, match=r"expected optim.lr=0.001, got optim.lr=0.5\).*--name"):
         train._claim(_config(store, optim={"lr": 0.5}), run_dir)
 
 
