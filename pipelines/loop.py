@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, StageSection
 from pipelines.files import write_json
 from pipelines.ingest import Span, Stopwatch
 from pipelines.journal import Journal
@@ -18,7 +19,8 @@ from pipelines.trainer import TrainContext, Trainer
 from pipelines.validation import validate
 
 BUDGET, STOP, RESULT = "budget.json", "stop", "result.json"
-_WARMUP_STEPS, _TIMED_STEPS = 2, 4
+_WARMUP_STEPS, _TIMED_STEPS = 2, 8
+_MIN_TRAINING_SHARE = 0.3  # of a budget in minutes, however long validating takes
 # Requests to stop are looked for at the same step on all ranks, so this counts steps and not seconds.
 _PEEK_EVERY_STEPS = 5
 
@@ -103,20 +105,41 @@ def _total_samples(trainer: Trainer) -> int:
     path = context.run_dir / BUDGET
     if not path.exists():
         assert budget.minutes is not None
-        total = 0.0
-        for stage in config.stages:
-            seconds = trainer.warm_up(stage.patch_px, stage.batch, _WARMUP_STEPS + _TIMED_STEPS)
-            total += budget.minutes * 60 * stage.share / (_slowest(seconds, context) / stage.batch)
+        validations = _validation_seconds(trainer) * config.validation.times
+        seconds = max(budget.minutes * 60 - validations, budget.minutes * 60 * _MIN_TRAINING_SHARE)
+        total = sum(seconds * stage.share / _seconds_a_sample(trainer, stage) for stage in config.stages)
         if context.rank == 0:
             write_json(path, {"minutes": budget.minutes, "samples": round(total)})
         _barrier(context)
     return json.loads(path.read_text())["samples"]
 
 
+def _seconds_a_sample(trainer: Trainer, stage: StageSection) -> float:
+    """Time a few batches of a stage as the run will meet them, readers at work beside."""
+    num_batches = _WARMUP_STEPS + _TIMED_STEPS
+    span = Span(start=0, num_batches=num_batches, batch=stage.batch, patch_px=stage.patch_px)
+    seconds = trainer.rehearse(trainer.context.batches(span), stage.batch, untimed=_WARMUP_STEPS)
+    return _slowest(seconds, trainer.context) / stage.batch
+
+
+def _validation_seconds(trainer: Trainer) -> float:
+    if trainer.config.data.val is None or not trainer.config.validation.times:
+        return 0.0
+    start = time.perf_counter()
+    _scores(trainer, None)
+    return _slowest(time.perf_counter() - start, trainer.context)
+
+
 def _validate(trainer: Trainer, journal: Journal) -> float:
+    scores = _scores(trainer, trainer.context.run_dir / "pictures" / f"{trainer.samples:010d}.png")
+    journal.write(trainer.samples, scores)
+    return scores["val/psnr_db"]
+
+
+def _scores(trainer: Trainer, picture: Path | None) -> dict[str, float]:
     config, context = trainer.config, trainer.context
     assert config.data.val is not None
-    scores = validate(
+    return validate(
         trainer.weights,
         config.data.val,
         train_patch_px=trainer.train_patch_px,
@@ -124,10 +147,8 @@ def _validate(trainer: Trainer, journal: Journal) -> float:
         max_images=config.validation.max_images,
         rank=context.rank,
         world_size=context.world_size,
-        picture=context.run_dir / "pictures" / f"{trainer.samples:010d}.png",
+        picture=picture,
     )
-    journal.write(trainer.samples, scores)
-    return scores["val/psnr_db"]
 
 
 def _agree(context: TrainContext, config: RunConfig, saved_at: float) -> tuple[bool, bool]:

@@ -102,8 +102,11 @@ def curves(
         window = len(points) // _SMOOTHING_SHARE
         if window > 1:
             axes.plot(samples, values, alpha=0.3)
-            smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
-            axes.plot(samples[window - 1 :], smooth, color="C0")
+            # Both coordinates, so that the mean stands where its points are.
+            smooth = [
+                np.convolve(line, np.full(window, 1 / window), mode="valid") for line in (samples, values)
+            ]
+            axes.plot(*smooth, color="C0")
         else:
             axes.plot(samples, values, marker="." if len(points) < _SMOOTHING_SHARE else None)
         if name in (lines or {}):

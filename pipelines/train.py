@@ -223,10 +223,10 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -
     pictures = sorted((run_dir / "pictures").glob("0*.png"))[-1:]
     if series:
         picture = run_dir / "pictures" / "curves.png"
-        lines = {
-            "val/psnr_db": ("blurred input", row.metrics["val/psnr_db"] - row.metrics["val/gain_db"])
-            for row in validations[-1:]
-        }
+        lines = {}
+        if validations:
+            last = validations[-1].metrics
+            lines["val/psnr_db"] = ("blurred input", last["val/psnr_db"] - last["val/gain_db"])
         pictures.append(curves(picture, series, title=config.name, lines=lines))
     tracker.finish("FINISHED", [*pictures, run_dir / CONFIG])
     return TrainResult(

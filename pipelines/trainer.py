@@ -103,21 +103,31 @@ class Trainer:
         """The weights to validate and to keep: averaged where there is an average."""
         return self.ema or self.model
 
-    def warm_up(self, patch_px: int, batch: int, steps: int) -> float:
-        """Forward and backward on noise, changing nothing; returns the median seconds of a step.
+    def warm_up(self, patch_px: int, batch: int, steps: int) -> None:
+        """Forward and backward on noise, changing nothing.
 
-        Also has DDP rebuild its buckets before the first real step: later, a resumed run would rebuild them
-        at another step than an uninterrupted one, and sum gradients in another order.
+        Has DDP rebuild its buckets before the first real step: later, a resumed run would rebuild them at
+        another step than an uninterrupted one, and sum gradients in another order.
         """
         start, stop = rank_slice(batch, self.context.rank, self.context.world_size)
         noise = np.random.default_rng(0).integers(0, 256, (stop - start, patch_px, patch_px, 3), np.uint8)
-        times = []
         for _ in range(steps):
-            begin = time.perf_counter()
             self._backward(PatchBatch(samples=np.arange(start, stop), lq=noise, gt=255 - noise), batch)
-            times.append(time.perf_counter() - begin)
         self.optimizer.zero_grad(set_to_none=True)
-        return float(np.median(times))
+
+    def rehearse(self, batches: Iterator[PatchBatch], global_batch: int, *, untimed: int) -> float:
+        """Forward and backward on real batches, changing nothing.
+
+        Returns:
+            Mean seconds a batch, waiting for it included, after the first `untimed`.
+        """
+        begin, number = time.perf_counter(), 0
+        for number, batch in enumerate(batches, start=1):
+            self._backward(batch, global_batch)
+            if number == untimed:
+                begin = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        return (time.perf_counter() - begin) / (number - untimed)
 
     def step(self, batch: PatchBatch, global_batch: int, total_samples: int) -> StepResult:
         """One optimiser step. Raises `InputError` after too many non-finite gradients in a row."""

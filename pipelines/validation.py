@@ -23,11 +23,11 @@ def validate(
     max_images: int,
     rank: int,
     world_size: int,
-    picture: Path,
+    picture: Path | None,
 ) -> dict[str, float]:
     """Score `model` on up to `max_images`, spread evenly over the store; every rank gets the same means.
 
-    Rank 0 draws the first image before and after into `picture`.
+    Rank 0 draws the first image before and after into `picture`, if that is given.
 
     Returns:
         `val/psnr_db`, `val/ssim` and `val/gain_db` (over the blurred input), means over images.
@@ -42,7 +42,7 @@ def validate(
         restored = restore_image(model, pair.lq, train_patch_px=train_patch_px, autocast=autocast)
         assert restored.dtype == np.uint8
         scores.append(score_image(pair.key, pair.scene, pair.lq, restored, pair.gt))
-        if rank == 0 and index == indices[0]:
+        if picture is not None and rank == 0 and index == indices[0]:
             before_after(picture, scored_panels(scores[-1], pair, restored))
     model.train(was_training)
     shares: list[list[ImageScore] | None] = [None] * world_size
