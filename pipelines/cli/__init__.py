@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nafnet_core.errors import CapabilityError, InputError, NAFNetError
+from nafnet_core.errors import CapabilityError, InputError, NAFNetError, StoppedError
 from pipelines import console
 from pipelines.cli import data, registry, training, using
 
@@ -64,7 +64,7 @@ def main() -> None:
     except _USAGE_ERROR as error:
         _fail(error.format_message(), InputError.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("stopped", 130)
+        _fail("stopped", StoppedError.exit_code)
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,6 +82,8 @@ def main() -> None:
             1,
         )
     else:
+        if code == StoppedError.exit_code:  # Typer's own answer to Ctrl-C
+            _fail("stopped", code)
         sys.exit(code if isinstance(code, int) else 0)
 
 

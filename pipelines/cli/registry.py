@@ -40,7 +40,8 @@ def registry_register(
             output.print_json(version.to_dict())
             return
     print_lines(
-        f"Version {version.version} is the candidate.", "Next: nafnet registry promote --on TEST_STORE"
+        f"Version {version.version} is the candidate.",
+        f"Next: nafnet registry promote --on {on or 'TEST_STORE'}",
     )
 
 
@@ -109,9 +110,7 @@ def registry_list(workspace: WorkspaceOption = None, as_json: JsonOption = False
             output.print_json([version.to_dict() for version in found])
             return
     rows = [
-        [v.version, ", ".join(v.aliases), v.model, number(v.psnr_db), number(v.gain_db), v.created[:16]]
+        [v.version, ", ".join(v.aliases), v.model, number(v.psnr_db), number(v.gain_db), v.created[:10]]
         for v in found
     ]
-    console.table(
-        "nafnet-deblur", ["version", "alias", "model", "PSNR, dB", "gain, dB", "registered, UTC"], rows
-    )
+    console.table("nafnet-deblur", ["version", "alias", "model", "PSNR, dB", "gain, dB", "registered"], rows)

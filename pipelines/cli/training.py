@@ -31,7 +31,7 @@ app = typer.Typer()
 @app.command(epilog="Example: nafnet demo --workspace /tmp/first-look")
 def demo(
     workspace: WorkspaceOption = None,
-    minutes: Annotated[float | None, typer.Option(min=0.05, help="Training time. [default: 2]")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.05, help="Training time. [default: 3]")] = None,
     config: Annotated[str, typer.Option(help="Training recipe.")] = "demo",
     as_json: JsonOption = False,
 ) -> None:
@@ -141,7 +141,7 @@ def train(
 
 @contextmanager
 def _train_progress() -> Iterator[Any]:
-    """A progress line fed by the journal: samples of the budget, speed, loss, learning rate, data-wait."""
+    """A progress line fed by the journal: samples of the budget, speed, PSNR, learning rate, data-wait."""
     with console.progress("train", "samples") as update:
         total = 0
 
@@ -153,7 +153,6 @@ def _train_progress() -> Iterator[Any]:
                 for name, form in (
                     ("train/samples_per_s", "{:.1f}/s"),
                     ("train/psnr_db", " patches {:.2f} dB"),
-                    ("train/loss", " loss {:.4g}"),
                     ("train/lr", " lr {:.2g}"),
                     ("train/data_wait", " data-wait {:.1%}"),
                     ("val/psnr_db", "validation {:.2f} dB"),
@@ -161,6 +160,7 @@ def _train_progress() -> Iterator[Any]:
                 )
                 if name in row.metrics
             )
-            update(row.samples, total or row.samples, note)
+            if row.metrics:  # else a mere event, which says nothing to show
+                update(row.samples, total or row.samples, note)
 
         yield on_row
