@@ -1,10 +1,12 @@
-"""The network against a plain implementation of it: training step and inference, in turns, in one process.
+"""The network against what users otherwise run: training step, inference, memory; in turns, in one process.
 
     python benchmarks/core.py
     python benchmarks/core.py --device cuda --preset width64
+    python benchmarks/core.py --quick       # training steps only
 
-The peer is what users otherwise run: NCHW fp32 eager, with a hand-written autograd LayerNorm. Needs torch,
-numpy and OpenCV only.
+Peers: a plain NCHW eager fp32 network with a hand-written autograd LayerNorm, and spandrel's, if it is there
+(`pip install --no-deps spandrel`). Ratios are against the faster of them. Memory is the peak of a process of
+its own, its start-up included. Needs torch, numpy and OpenCV only.
 """
 
 from __future__ import annotations
@@ -12,20 +14,37 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nafnet_core import PRESETS, NAFNet, randomize_residual_scales  # noqa: E402
+from benchmarks import _peers as peers  # noqa: E402
+from nafnet_core import PRESETS, NAFNet, randomize_residual_scales, restore_image  # noqa: E402
+from nafnet_core.local_stats import local_statistics  # noqa: E402
 from nafnet_core.losses import psnr_loss  # noqa: E402
-from tests.reference import ReferenceNAFNet  # noqa: E402
+from nafnet_core.strips import forward_in_strips  # noqa: E402
+
+_TRAIN_PATCH_PX = 256
+_FRAME = (1, 3, 720, 1280)
+# Floors on two CPU cores, width 32.
+_STEP_FLOORS = {"fp32": 1.25, "bf16": 1.9}
+_FRAME_FLOORS = {"fp32": 2.0, "bf16": 3.5}
+_MEMORY_FLOOR = 2.0
+_PHOTO_48_MP_LIMIT_MIB = 1536.0
+
+Rows = dict[str, dict[str, object]]
 
 
 def main() -> None:
@@ -33,69 +52,95 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--preset", default="width32", choices=sorted(PRESETS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="training steps only")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    rows = measure(torch.device(options.device), options.preset, options.rounds)
+    device = torch.device(options.device)
+    if options.memory_of:
+        _memory_of(options.memory_of, options.preset, device)
+        return
+    rows = training_rows(device, options.preset, options.rounds)
+    if not options.quick:
+        rows |= inference_rows(device, options.preset, max(3, options.rounds // 2))
+        rows |= memory_rows(device, options.preset)
     if options.json:
         machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        if device.type == "cuda":
+            machine = torch.cuda.get_device_name(device)
         versions = f"torch {torch.__version__}, Python {platform.python_version()}"
         print(json.dumps({"rows": rows, "machine": machine, "versions": versions}))
         return
     for name, row in rows.items():
-        print(f"{name:55} {row['value']:8.3g} {row['unit']}")
+        limit = next((f"{kind} {row[key]}" for key, kind in _LIMITS.items() if row.get(key)), "")
+        print(f"{name:70} {row['value']:8.3g} {row['unit']:5} {limit} {'' if row['holds'] else _told(row)}")
 
 
-def measure(device: torch.device, preset: str, rounds: int) -> dict[str, dict[str, object]]:
-    """Medians of `rounds` rounds, each of which takes every variant once."""
-    config = PRESETS[preset]
-    ours, peer = NAFNet(config), ReferenceNAFNet(**config.to_dict())
-    randomize_residual_scales(ours, seed=0, scale=0.1)
-    peer.load_state_dict(ours.state_dict())
-    ours, peer = ours.to(device), peer.to(device)
+_LIMITS = {"at_least": "≥", "at_most": "≤"}
+
+
+def _told(row: dict[str, object]) -> str:
+    return "does not hold" if row["holds"] is False else ""
+
+
+def training_rows(device: torch.device, preset: str, rounds: int) -> Rows:
+    """One step, forward and backward, of two patches of 128×128."""
+    networks = _networks(preset, device)
     gt = torch.rand(2, 3, 128, 128, device=device)
     lq = (gt + 0.05 * torch.randn_like(gt)).clamp(0, 1)
-    variants: dict[str, Callable[[], float]] = {
-        "peer step": lambda: _step(peer, lq, gt, bf16=False),
-        "fp32 step": lambda: _step(ours, lq, gt, bf16=False),
-        "bf16 step": lambda: _step(ours, lq, gt, bf16=True),
-        "peer forward": lambda: _forward(peer, lq[:1], bf16=False),
-        "fp32 forward": lambda: _forward(ours, lq[:1], bf16=False),
-        "bf16 forward": lambda: _forward(ours, lq[:1], bf16=True),
+    runs: dict[str, Callable[[], Any]] = {
+        name: partial(_step, model, lq, gt, bf16=False) for name, model in networks.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(rounds + 1):
-        for name, run in variants.items():
-            _wait(device)
-            start = time.perf_counter()
-            run()
-            _wait(device)
-            if turn:  # the first round warms caches and primitives
-                times[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(values) for name, values in times.items()}
-    rows: dict[str, dict[str, object]] = {}
-    for label, kind, floors in (
-        ("training step 2×128×128", "step", (1.25, 1.9)),
-        ("inference 128×128", "forward", (None, None)),
-    ):
-        for precision, at_least in zip(("fp32", "bf16"), floors, strict=True):
-            ratio = median[f"peer {kind}"] / median[f"{precision} {kind}"]
-            at_least = at_least if device.type == "cpu" and preset == "width32" else None
-            rows[f"{preset} {label}, {precision}, against plain eager fp32"] = {
-                "value": ratio,
-                "at_least": at_least,
-                "unit": "×",
-                "holds": None if at_least is None else ratio >= at_least,
-            }
-        rows[f"{preset} {label}, plain eager fp32"] = {
-            "value": median[f"peer {kind}"],
-            "at_least": None,
-            "unit": "s",
-            "holds": None,
-        }
+    runs["bf16"] = partial(_step, networks["fp32"], lq, gt, bf16=True)
+    losses = {name: run() for name, run in runs.items()}
+    assert abs(losses["fp32"] - losses["plain"]) < 1e-5 * abs(losses["plain"]), losses
+    return _ratios(f"{preset} training step 2×128×128", _medians(runs, device, rounds), device, _STEP_FLOORS)
+
+
+def inference_rows(device: torch.device, preset: str, rounds: int) -> Rows:
+    """A whole frame with local statistics."""
+    networks = _networks(preset, device)
+    lq = torch.rand(_FRAME, device=device)
+    runs = {name: partial(_infer, model, lq, bf16=False) for name, model in networks.items()}
+    runs["bf16"] = partial(_infer, networks["fp32"], lq, bf16=True)
+    difference = (runs["fp32"]() - runs["plain"]()).abs().max()
+    # The peers sum a whole map in fp32; ours does not, and is the more exact one.
+    assert difference < 1e-2, f"the two networks differ by {difference}"
+    label = f"{preset} inference 1280×720, local statistics"
+    return _ratios(label, _medians(runs, device, rounds), device, _FRAME_FLOORS)
+
+
+def memory_rows(device: torch.device, preset: str) -> Rows:
+    """Peak memory of that inference, and of a 48-megapixel photo through `mobile`."""
+    if device.type != "cpu":
+        return {}
+    peak = {name: _peak_mib(name, preset) for name in ("plain", "fp32", "step plain", "step fp32")}
+    rows: Rows = {}
+    for kind, label, floor in (("", "inference 1280×720", _MEMORY_FLOOR), ("step ", "training step", None)):
+        before, after = peak[f"{kind}plain"], peak[f"{kind}fp32"]
+        rows[f"{preset} {label}, fp32: peak of plain"] = _row(before, "MiB")
+        rows[f"{preset} {label}, fp32: peak of ours"] = _row(after, "MiB")
+        floor = floor if preset == "width32" else None
+        rows[f"{preset} {label}, fp32: peak, plain over ours"] = _row(before / after, "×", at_least=floor)
+    photo = _peak_mib("photo", "mobile")
+    rows["mobile, 48-megapixel photo, fp32: peak"] = _row(photo, "MiB", at_most=_PHOTO_48_MP_LIMIT_MIB)
     return rows
 
 
-def _step(model: nn.Module, lq: torch.Tensor, gt: torch.Tensor, *, bf16: bool) -> float:
+def _networks(preset: str, device: torch.device) -> dict[str, nn.Module]:
+    """`fp32` is ours; the same weights in all."""
+    config = PRESETS[preset]
+    ours = NAFNet(config)
+    randomize_residual_scales(ours, seed=0, scale=0.1)
+    ours = ours.to(device)
+    networks: dict[str, nn.Module] = {"fp32": ours, "plain": peers.load_weights(peers.plain(config), ours)}
+    other = peers.spandrel(config)
+    if other is not None:
+        networks["spandrel"] = peers.load_weights(other, ours)
+    return networks
+
+
+def _step(model: nn.Module, lq: Tensor, gt: Tensor, *, bf16: bool) -> float:
     model.train()
     with torch.autocast(lq.device.type, dtype=torch.bfloat16, enabled=bf16):
         restored = model(lq)
@@ -106,10 +151,72 @@ def _step(model: nn.Module, lq: torch.Tensor, gt: torch.Tensor, *, bf16: bool) -
 
 
 @torch.inference_mode()
-def _forward(model: nn.Module, lq: torch.Tensor, *, bf16: bool) -> float:
+def _infer(model: nn.Module, lq: Tensor, *, bf16: bool) -> Tensor:
     model.eval()
-    with torch.autocast(lq.device.type, dtype=torch.bfloat16, enabled=bf16):
-        return float(model(lq).float().mean())
+    if not isinstance(model, NAFNet):
+        if not any(isinstance(module, peers.IntegralPool) for module in model.modules()):
+            peers.localize(model, _TRAIN_PATCH_PX)
+        return model(lq)
+    with (
+        local_statistics(model, _TRAIN_PATCH_PX),
+        torch.autocast(lq.device.type, dtype=torch.bfloat16, enabled=bf16),
+    ):
+        return forward_in_strips(model, lq) if lq.device.type == "cpu" else model(lq)
+
+
+def _medians(runs: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median seconds of each, after a round that warms caches and primitives."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            _wait(device)
+            start = time.perf_counter()
+            run()
+            _wait(device)
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _ratios(label: str, seconds: dict[str, float], device: torch.device, floors: dict[str, float]) -> Rows:
+    others = {name: value for name, value in seconds.items() if name not in floors}
+    has_floor = device.type == "cpu" and label.startswith("width32 ")
+    rows = {f"{label}, {name}": _row(value, "s") for name, value in seconds.items()}
+    for name, floor in floors.items():
+        ratio = min(others.values()) / seconds[name]
+        rows[f"{label}, {name} against the faster peer"] = _row(
+            ratio, "×", at_least=floor if has_floor else None
+        )
+    return rows
+
+
+def _row(value: float, unit: str, *, at_least: float | None = None, at_most: float | None = None) -> dict:
+    holds = None
+    if at_least is not None or at_most is not None:
+        holds = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+    return {"value": value, "at_least": at_least, "at_most": at_most, "unit": unit, "holds": holds}
+
+
+def _peak_mib(name: str, preset: str) -> float:
+    command = [sys.executable, __file__, "--preset", preset, "--memory-of", name]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def _memory_of(name: str, preset: str, device: torch.device) -> None:
+    """Run one thing and print this process's peak in MiB."""
+    kind, _, side = name.rpartition(" ")
+    config = PRESETS[preset]
+    model = peers.plain(config) if side == "plain" else NAFNet(config)
+    randomize_residual_scales(model, seed=0, scale=0.1)
+    if side == "photo":
+        assert isinstance(model, NAFNet)
+        photo = np.random.default_rng(0).integers(0, 256, (6000, 8000, 3), np.uint8)
+        restore_image(model.eval(), photo, train_patch_px=_TRAIN_PATCH_PX, tile_px=1024)
+    elif kind == "step":
+        _step(model, torch.rand(2, 3, 128, 128), torch.rand(2, 3, 128, 128), bf16=False)
+    else:
+        _infer(model, torch.rand(_FRAME), bf16=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def _wait(device: torch.device) -> None:

@@ -29,11 +29,12 @@ def main() -> None:
             f"{result['machine']}; {result['versions']}",
             "",
         ]
-        lines += ["| | measured | at least | holds |", "|---|---|---|---|"]
+        lines += ["| | measured | asked | holds |", "|---|---|---|---|"]
         for name, row in result["rows"].items():
-            at_least = "" if row["at_least"] is None else f"{row['at_least']:g} {row['unit']}"
+            limits = ((row.get("at_least"), "≥"), (row.get("at_most"), "≤"))
+            asked = " ".join(f"{sign} {limit:g} {row['unit']}" for limit, sign in limits if limit is not None)
             holds = "" if row["holds"] is None else "yes" if row["holds"] else "**no**"
-            lines.append(f"| {name} | {row['value']:.3g} {row['unit']} | {at_least} | {holds} |")
+            lines.append(f"| {name} | {row['value']:.3g} {row['unit']} | {asked} | {holds} |")
         lines.append("")
     (_FOLDER / "RESULTS.md").write_text("\n".join(lines))
     print("\n".join(lines))

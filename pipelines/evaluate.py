@@ -134,7 +134,7 @@ def run(
     digests = bytearray()
     for index, pair in enumerate(pairs):
         start = time.perf_counter()
-        restored = restore_image(loaded.model, pair.lq, train_patch_px=loaded.train_patch_px)
+        restored = restore_image(loaded.model, pair.lq, train_patch_px=loaded.train_patch_px, tile_px=None)
         seconds.append(time.perf_counter() - start)
         assert restored.dtype == np.uint8
         scores.append(score_image(pair.key, pair.scene, pair.lq, restored, pair.gt))
@@ -185,7 +185,7 @@ def _draw(loaded: LoadedModel, pairs: Pairs, scores: list[ImageScore], path: Pat
     order = sorted(range(len(scores)), key=lambda i: scores[i].psnr_restored_db - scores[i].psnr_blurred_db)
     index = order[len(order) // 2]
     score, pair = scores[index], pairs[index]
-    restored = restore_image(loaded.model, pair.lq, train_patch_px=loaded.train_patch_px)
+    restored = restore_image(loaded.model, pair.lq, train_patch_px=loaded.train_patch_px, tile_px=None)
     assert restored.dtype == np.uint8
     return before_after(path.with_suffix(".png"), scored_panels(score, pair, restored))  # type: ignore[arg-type]
 

@@ -133,7 +133,7 @@ def _ratio(candidate: LoadedModel, champion: LoadedModel, image: NDArray[np.uint
     for _ in range(_ROUNDS):
         for name, loaded in sides:
             start = time.perf_counter()
-            restore_image(loaded.model, image, train_patch_px=loaded.train_patch_px)
+            restore_image(loaded.model, image, train_patch_px=loaded.train_patch_px, tile_px=None)
             fastest[name] = min(fastest[name], time.perf_counter() - start)
         sides.reverse()  # whoever runs second finds warm caches
     return fastest["candidate"] / fastest["champion"]

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from nafnet_core import load_model, restore_image
 
+_TILE_PX = 1024
+
 
 class DeblurModel(mlflow.pyfunc.PythonModel):
-    """uint8 (H, W, 3) RGB in, the same out; the whole image at once, fp32."""
+    """uint8 (H, W, 3) RGB in, the same out; fp32, tiles of up to 1024 px."""
 
     def load_context(self, context: Any) -> None:
         """Load the weights that lie beside this file."""
@@ -29,7 +31,8 @@ class DeblurModel(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> NDArray[np.uint8]:  # noqa: ANN001
         """Restore one image."""
         image = np.asarray(model_input, dtype=np.uint8)
-        return restore_image(self._model, image, train_patch_px=self._train_patch_px)  # type: ignore[return-value]
+        # Pinned, so that the answer does not depend on what else the machine does.
+        return restore_image(self._model, image, train_patch_px=self._train_patch_px, tile_px=_TILE_PX)  # type: ignore[return-value]
 
 
 # MLflow's contract for models stored as code.

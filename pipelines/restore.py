@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 
 from nafnet_core import InputError, NAFNet
-from nafnet_core.tiling import DEFAULT_OVERLAP_PX, restore_image, tile_px_for
+from nafnet_core.memory import free_memory_mib
+from nafnet_core.tiling import MIN_OVERLAP_PX, restore_image, tile_px_for
 from pipelines.files import make_folder, sha256
 from pipelines.images import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, list_images, read_photo, write_photo
 from pipelines.models import LoadedModel
@@ -90,8 +90,8 @@ def run(
         InputError: nothing to restore, tiles that are too small, a folder that cannot be written, or a bad
             photo with `stop_on_error`.
     """
-    if tile_px is not None and tile_px <= 2 * DEFAULT_OVERLAP_PX:
-        raise InputError("tiles too small", expected=f"more than {2 * DEFAULT_OVERLAP_PX} px", got=tile_px)
+    if tile_px is not None and tile_px <= 2 * MIN_OVERLAP_PX:
+        raise InputError("tiles too small", expected=f"more than {2 * MIN_OVERLAP_PX} px", got=tile_px)
     photos = find_photos(inputs, out)
     _warn_of_foreign(inputs)
     make_folder(out)
@@ -192,17 +192,6 @@ def faster_in_bf16(model: NAFNet, device: torch.device) -> bool:
     return bool(has_instructions) and model.config.width >= _MIN_BF16_WIDTH
 
 
-def free_memory_mib(device: torch.device) -> float:
-    """Memory that a new allocation can count on, on the device that the network runs on."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 2**20
-    available = psutil.virtual_memory().available
-    limit, used = (_read_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None:  # a container's own limit
-        available = min(available, limit - used)
-    return max(0, available) / 2**20
-
-
 def _restore_one(
     photo: Path,
     output: Path,
@@ -277,10 +266,3 @@ def _read_record(out: Path) -> dict[str, Restored]:
         if entry.output is not None:
             entries[entry.output] = entry
     return entries
-
-
-def _read_number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # no such limit, or "max"
-        return None

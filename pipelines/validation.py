@@ -39,7 +39,9 @@ def validate(
     scores: list[ImageScore] = []
     for index in indices[rank::world_size]:
         pair = store.pair(int(index))
-        restored = restore_image(model, pair.lq, train_patch_px=train_patch_px, autocast=autocast)
+        restored = restore_image(
+            model, pair.lq, train_patch_px=train_patch_px, autocast=autocast, tile_px=None
+        )
         assert restored.dtype == np.uint8
         scores.append(score_image(pair.key, pair.scene, pair.lq, restored, pair.gt))
         if picture is not None and rank == 0 and index == indices[0]:

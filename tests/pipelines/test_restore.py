@@ -6,7 +6,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +14,7 @@ from nafnet_core import InputError, restore_image, save_model
 from pipelines import restore
 from pipelines.images import Photo, encode_png, read_photo, write_photo
 from pipelines.models import LoadedModel, open_model
-from pipelines.restore import RECORD, RestoreResult, find_photos, free_memory_mib
+from pipelines.restore import RECORD, RestoreResult, find_photos
 from pipelines.workspace import Workspace
 from tests.nafnet_core.networks import SMALL, lively_network
 from tests.pipelines.pairs import piece
@@ -334,17 +333,6 @@ def test_bf16_is_close_and_said(photos: Path, loaded: LoadedModel, tmp_path: Pat
     assert file.precision == "bf16"
     one, other = (read_photo(tmp_path / way / "a.png").rgb_hwc.astype(int) for way in ("fp32", "bf16"))
     assert 0 < np.abs(one - other).mean() < 3
-
-
-def test_free_memory_heeds_the_containers_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, host = torch.device("cpu"), psutil.virtual_memory().available / 2**20
-    monkeypatch.setattr(restore, "_read_number", lambda path: None)
-    assert free_memory_mib(cpu) == pytest.approx(host, rel=0.3)
-    limits = {"memory.max": 300 * 2**20, "memory.current": 100 * 2**20}
-    monkeypatch.setattr(restore, "_read_number", lambda path: limits[path.name])
-    assert free_memory_mib(cpu) == 200
-    limits["memory.current"] = 400 * 2**20
-    assert free_memory_mib(cpu) == 0
 
 
 def test_several_inputs_and_the_kinds_that_are_not_read(
