@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -35,11 +36,43 @@ def psnr_loss(restored: Tensor, gt: Tensor) -> Tensor:
     return (10 / math.log(10)) * (l2(restored, gt) + 1e-8).log()
 
 
+def fft(restored: Tensor, gt: Tensor) -> Tensor:
+    """Mean absolute difference of the spectra's real and imaginary parts: (N, C, H, W) ×2 → (N,).
+
+    The frequency loss of MIMO-UNet (Cho et al. 2021), on an orthonormal transform, so that its size does not
+    depend on the patch's: a weight of 0.1 on unscaled spectra is one of 0.1 · √(H·W) here.
+    """
+    spectrum = torch.view_as_real(torch.fft.rfft2(restored - gt, norm="ortho"))
+    return spectrum.abs().mean(dim=(1, 2, 3, 4))
+
+
+def edge(restored: Tensor, gt: Tensor) -> Tensor:
+    """Charbonnier loss of the Laplacians: (N, C, H, W) ×2 → (N,).
+
+    The edge loss of MPRNet (Zamir et al. 2021): the Laplacian is what the first level of a
+    pyramid (Burt & Adelson 1983) takes away, and linear, so one of the difference will do.
+    """
+    difference = restored - gt
+    coarse = torch.zeros_like(difference)
+    coarse[..., ::2, ::2] = 4 * _smoothed(difference)[..., ::2, ::2]
+    laplacian = difference - _smoothed(coarse)
+    return (laplacian.square() + 1e-6).sqrt().mean(dim=(1, 2, 3))
+
+
+def _smoothed(x: Tensor) -> Tensor:
+    channels = x.shape[1]
+    taps = torch.tensor([0.05, 0.25, 0.4, 0.25, 0.05], dtype=x.dtype, device=x.device)
+    kernel = torch.outer(taps, taps).expand(channels, 1, 5, 5)
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), kernel, groups=channels)
+
+
 LOSSES: dict[str, Loss] = {
     "l1": l1,
     "l2": l2,
     "charbonnier": charbonnier,
     "psnr": psnr_loss,
+    "fft": fft,
+    "edge": edge,
 }
 
 
@@ -47,7 +80,7 @@ def mixed_loss(weights: Mapping[str, float]) -> Loss:
     """Weighted sum of named losses.
 
     Args:
-        weights: name to weight, for example `{"l1": 1.0, "psnr": 0.01}`.
+        weights: name to weight, for example `{"l1": 1.0, "fft": 0.1}`.
 
     Returns:
         A function (restored, gt) → (N,) fp32.

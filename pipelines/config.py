@@ -21,6 +21,8 @@ from nafnet_core.schedules import ScheduleKind
 
 _PACKAGE = Path(__file__).resolve().parent
 PresetName = Literal["width32", "width64", "mobile"]
+# As `nafnet_core.losses.LOSSES`, whose import would cost every command a second.
+LossName = Literal["l1", "l2", "charbonnier", "psnr", "fft", "edge"]
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -188,7 +190,7 @@ class RunConfig(Section):
     stages: tuple[StageSection, ...] = Field((StageSection(),), min_length=1)
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()
-    loss: dict[Literal["l1", "l2", "charbonnier", "psnr"], PositiveFloat] = Field({"psnr": 1.0}, min_length=1)
+    loss: dict[LossName, PositiveFloat] = Field({"psnr": 1.0}, min_length=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     scaling: ScalingSection = ScalingSection()
     checkpoint: CheckpointSection = CheckpointSection()

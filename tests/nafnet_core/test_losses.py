@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import correlate1d
 from torch import Tensor
 
 from nafnet_core.losses import LOSSES, mixed_loss
@@ -15,7 +16,26 @@ def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return torch.rand(shape, generator=generator).to(dtype), torch.rand(shape, generator=generator).to(dtype)
 
 
+def laplacian_by_hand(image: np.ndarray) -> np.ndarray:
+    """One channel, smoothed by SciPy."""
+
+    def smoothed(x: np.ndarray) -> np.ndarray:
+        for axis in (0, 1):
+            x = correlate1d(x, [0.05, 0.25, 0.4, 0.25, 0.05], axis=axis, mode="nearest")
+        return x
+
+    even = np.zeros_like(image)
+    even[::2, ::2] = 1
+    return image - smoothed(4 * even * smoothed(image))
+
+
 def by_hand(name: str, difference: np.ndarray) -> float:
+    if name == "fft":
+        spectra = [np.fft.rfft2(channel, norm="ortho") for channel in difference]
+        return float(np.mean([[np.abs(s.real).mean(), np.abs(s.imag).mean()] for s in spectra]))
+    if name == "edge":
+        laplacians = np.stack([laplacian_by_hand(channel) for channel in difference])
+        return float(np.sqrt(laplacians**2 + 0.001**2).mean())
     if name == "l1":
         return float(np.abs(difference).mean())
     if name == "l2":
@@ -40,10 +60,23 @@ def test_each_image_has_the_loss_computed_by_hand(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "golden"), [("l1", 0.25), ("l2", 0.0625), ("charbonnier", 0.250001999992), ("psnr", -12.0411993)]
+    ("name", "golden"),
+    [
+        ("l1", 0.25),
+        ("l2", 0.0625),
+        ("charbonnier", 0.250001999992),
+        ("psnr", -12.0411993),
+        # All of it in the mean: 0.25 · √16, one of 2 · 4 · 3 numbers of the half spectrum.
+        ("fft", 1.0 / 24),
+        # A flat difference has no edges; the replicated border of the sparse level is not flat.
+        ("edge", None),
+    ],
 )
-def test_golden_value_of_a_constant_difference(name: str, golden: float) -> None:
+def test_golden_value_of_a_constant_difference(name: str, golden: float | None) -> None:
     gt = torch.full((2, 3, 4, 4), 0.5, dtype=torch.float64)
+    if golden is None:
+        golden = by_hand(name, np.full((3, 4, 4), 0.25))
+        assert golden < 0.15
     assert LOSSES[name](gt + 0.25, gt).tolist() == pytest.approx([golden] * 2, rel=1e-6)
 
 
@@ -54,7 +87,8 @@ def test_psnr_loss_is_the_negative_metric() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "at_equality"), [("l1", 0.0), ("l2", 0.0), ("charbonnier", 0.001), ("psnr", -80.0)]
+    ("name", "at_equality"),
+    [("l1", 0.0), ("l2", 0.0), ("charbonnier", 0.001), ("psnr", -80.0), ("fft", 0.0), ("edge", 0.001)],
 )
 def test_equal_images_have_a_finite_loss_and_gradient(name: str, at_equality: float) -> None:
     gt = torch.full((1, 3, 4, 4), 0.5, dtype=torch.float64)
@@ -104,3 +138,11 @@ def test_psnr_scale_is_ten_over_ln_ten() -> None:
     gt = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
     step = LOSSES["psnr"](gt + 0.5, gt) - LOSSES["psnr"](gt + 0.05, gt)
     assert step.item() == pytest.approx(20.0, abs=1e-4)
+
+
+def test_edge_loss_hears_edges_and_not_brightness() -> None:
+    gt = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
+    ramp = gt + torch.linspace(0, 0.2, 32, dtype=torch.float64)
+    stripes = gt + 0.2 * (torch.arange(32) // 2 % 2)
+    torch.testing.assert_close(LOSSES["l1"](ramp, gt), LOSSES["l1"](stripes, gt))
+    assert LOSSES["edge"](stripes, gt) > 5 * LOSSES["edge"](ramp, gt)[0]

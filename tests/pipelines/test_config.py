@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from nafnet_core import InputError
-from pipelines.config import RunConfig, find_recipe, load_config, parse_config, with_stores
+from nafnet_core.losses import LOSSES
+from pipelines.config import LossName, RunConfig, find_recipe, load_config, parse_config, with_stores
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 MINIMAL: dict[str, Any] = {"model": {"preset": "mobile"}, "budget": {"samples": 100}}
@@ -293,6 +294,10 @@ def test_stores_of_the_command_line_replace_the_recipes(recipe: Path) -> None:
     # Workers start elsewhere: a relative path would mean another folder there.
     assert changed.data.val == Path("val").absolute()
     assert with_stores(changed, [], None) == changed
+
+
+def test_recipes_know_the_losses_that_there_are() -> None:
+    assert set(get_args(LossName)) == set(LOSSES)
 
 
 # Files
