@@ -23,7 +23,7 @@ from nafnet_core.errors import (
 if TYPE_CHECKING:
     from nafnet_core.model import PRESETS, NAFNet, NAFNetConfig, randomize_residual_scales
     from nafnet_core.tiling import restore_image
-    from nafnet_core.weights import load_model, save_model
+    from nafnet_core.weights import load_model, save_model, save_official
 
 __all__ = [
     "PRESETS",
@@ -38,6 +38,7 @@ __all__ = [
     "randomize_residual_scales",
     "restore_image",
     "save_model",
+    "save_official",
 ]
 
 _HOMES = {
@@ -48,6 +49,7 @@ _HOMES = {
     "restore_image": "tiling",
     "load_model": "weights",
     "save_model": "weights",
+    "save_official": "weights",
 }
 
 

@@ -138,9 +138,10 @@ class NAFBlock(nn.Module):
         y = self.sg(self.conv2(self.conv1(self.norm1(x))))
         # 1×1 convolution first, repetition towards the border after: the same values on fewer pixels.
         y = self.conv3(y * spread(self.sca(y), y.shape))
-        x = x + y * self.beta
+        # In the dtype of `y`: fp32 scales would turn the whole stream of a bf16 pass into fp32.
+        x = torch.addcmul(x, y, self.beta.to(y.dtype))
         y = self.conv5(self.sg(self.conv4(self.norm2(x))))
-        return x + y * self.gamma
+        return torch.addcmul(x, y, self.gamma.to(y.dtype))
 
 
 class NAFNet(nn.Module):

@@ -65,12 +65,24 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def save_model(model: NAFNet, path: str | Path, *, metadata: Mapping[str, Any]) -> None:
     """Write weights with their configuration and `metadata` (JSON values) as safetensors.
 
-    The official keys are kept, so `torch.save({"params": safetensors.torch.load_file(path)}, …)` is an
-    official checkpoint. The caller makes the write atomic.
+    The caller makes the write atomic.
     """
     header = {**metadata, "config": model.config.to_dict()}
-    state = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
-    save_file(state, str(path), metadata={METADATA_KEY: json.dumps(header, sort_keys=True)})
+    save_file(_plain_state(model), str(path), metadata={METADATA_KEY: json.dumps(header, sort_keys=True)})
+
+
+def save_official(model: NAFNet, path: str | Path) -> None:
+    """Write weights as the official code does, a `.pth` with `params`, for other tools to load.
+
+    It holds no metadata: who restores with it has to know the training patch. The caller makes the write
+    atomic.
+    """
+    torch.save({"params": _plain_state(model)}, path)
+
+
+def _plain_state(model: NAFNet) -> dict[str, Tensor]:
+    """Weights on the CPU, in the usual strides."""
+    return {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
 
 
 def load_state(model: NAFNet, state: StateDict, *, file: str | Path) -> None:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nafnet_core import InputError, NAFNet, NAFNetConfig, load_model, save_model
+from nafnet_core import InputError, NAFNet, NAFNetConfig, load_model, save_model, save_official
 from nafnet_core.weights import load_state, read_state
 from tests.nafnet_core.networks import SMALL, assert_network_acts, lively_network, photo_nchw
 from tests.reference import ReferenceNAFNet
@@ -55,6 +55,20 @@ def test_safetensors_round_trip(model: NAFNet, tmp_path: Path) -> None:
     loaded, metadata = load_model(path)
     assert_same_network(loaded, model)
     assert metadata == {**METADATA, "config": SMALL.to_dict()}
+
+
+def test_official_layout_goes_out_and_comes_back(model: NAFNet, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    save_official(model, path)
+    content = torch.load(path, weights_only=True)
+    assert set(content) == {"params"} and all(tensor.is_contiguous() for tensor in content["params"].values())
+    other = ReferenceNAFNet(**SMALL.to_dict()).eval()  # type: ignore[arg-type]
+    other.load_state_dict(content["params"])
+    with torch.no_grad():
+        torch.testing.assert_close(other(photo_nchw(24, 32)), model(photo_nchw(24, 32)), rtol=0, atol=1e-5)
+    loaded, metadata = load_model(path)
+    assert_same_network(loaded, model)
+    assert metadata == {}
 
 
 def test_path_may_be_a_string(model: NAFNet, tmp_path: Path) -> None:

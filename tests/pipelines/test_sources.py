@@ -146,7 +146,7 @@ def test_template_is_handed_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [[], ["blur/1.png"], ["sharp/1.png"], ["a/1.png", "b/1.png"]])
 def test_unknown_layout(tmp_path: Path, names: list[str]) -> None:
     touch(tmp_path, *names)
-    with pytest.raises(InputError, match="no pairs found.*blur and sharp.*--lq and --gt"):
+    with pytest.raises(InputError, match="no pairs found.*blur and sharp.*--lq BLURRED --gt SHARP"):
         find_source(tmp_path, split="train")
 
 
