@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -216,7 +215,9 @@ def _memory_of(name: str, preset: str, device: torch.device) -> None:
         _step(model, torch.rand(2, 3, 128, 128), torch.rand(2, 3, 128, 128), bf16=False)
     else:
         _infer(model, torch.rand(_FRAME), bf16=False)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # Not `ru_maxrss`, which a child inherits from the process that started it.
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
 def _wait(device: torch.device) -> None:

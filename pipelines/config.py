@@ -20,6 +20,14 @@ from nafnet_core import InputError
 from nafnet_core.schedules import ScheduleKind
 
 _PACKAGE = Path(__file__).resolve().parent
+# For what Pydantic says in words of its own trade.
+_PLAIN_WORDS = {
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "string_pattern_mismatch": "letters, digits, dots, dashes and underscores, a letter or digit first",
+}
 PresetName = Literal["width32", "width64", "mobile"]
 # As `nafnet_core.losses.LOSSES`, whose import would cost every command a second.
 LossName = Literal["l1", "l2", "charbonnier", "psnr", "fft", "edge"]
@@ -277,7 +285,9 @@ def find_recipe(recipe: str | Path) -> Path:
     shipped = {file.stem: file for file in _recipes_folder().glob("*.yaml")}
     if str(recipe) in shipped:
         return shipped[str(recipe)]
-    raise InputError("no such recipe", file=recipe, expected=f"a file, or one of {sorted(shipped)}")
+    raise InputError(
+        "no such recipe", file=recipe, expected=f"a file, or one of {', '.join(sorted(shipped))}"
+    )
 
 
 def _recipes_folder() -> Path:
@@ -319,18 +329,22 @@ def _list_index(place: Any, part: str, key: str) -> int | None:
 
 def _explained(error: ValidationError, file: str | Path) -> InputError:
     first = error.errors()[0]
-    location = ".".join(str(part) for part in first["loc"]) or "the whole"
+    location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
+        whole = ".".join(str(part) for part in (*first["loc"][:-1], near[0]))
         return InputError(
             f"unknown key {location!r} in the configuration",
             file=file,
-            fix=f"Did you mean {near[0]!r}? Known here: {', '.join(known)}",
+            fix=f"Did you mean {whole!r}? Known here: {', '.join(known)}",
         )
     message = first["msg"].removeprefix("Value error, ")
+    if not location:
+        return InputError(message, file=file)
+    expected = _PLAIN_WORDS.get(first["type"], message.removeprefix("Input should be "))
     got = first["input"] if not isinstance(first["input"], (dict, BaseModel)) else None
-    return InputError(f"bad value for {location!r}", file=file, expected=message, got=got)
+    return InputError(f"bad value for {location!r}", file=file, expected=expected, got=got)
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:

@@ -51,6 +51,10 @@ class PromotionRefusedError(GateError):
         super().__init__(f"version {version} is not promoted: {'; '.join(failed(checks))}")
         self.version, self.before, self.checks = version, before, tuple(checks)
 
+    def to_dict(self) -> dict[str, object]:
+        checks = [check.to_dict() for check in self.checks]
+        return {"version": self.version, "before": self.before, "checks": checks}
+
 
 def judge(
     candidate: Report,

@@ -62,6 +62,12 @@ def find_weights(spec: str | None, workspace: Workspace) -> tuple[str, Path]:
                 file=workspace.root,
                 fix="Run `nafnet demo`, or name one with --model FILE",
             )
+        if _champion_is_missing(workspace):
+            raise InputError(
+                "there is no champion yet",
+                file=workspace.root,
+                fix="`nafnet registry register` and `promote` make one; --model takes any run or file",
+            )
         spec = CHAMPION
     if spec.startswith("models:/"):
         return _registered(spec, workspace)
@@ -80,6 +86,16 @@ def find_weights(spec: str | None, workspace: Workspace) -> tuple[str, Path]:
     if path.is_dir():
         raise InputError("no checkpoints in this folder", file=path, expected="a training run")
     return path.name, path
+
+
+def _champion_is_missing(workspace: Workspace) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow_client(workspace).get_model_version_by_alias(REGISTERED_NAME, "champion")
+    except MlflowException:
+        return True
+    return False
 
 
 def _registered(spec: str, workspace: Workspace) -> tuple[str, Path]:

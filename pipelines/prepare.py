@@ -256,7 +256,7 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
         # The notes would hold it against pairs that are repaired meanwhile.
         shutil.rmtree(config.out / PROGRESS)
         reason = refused[0]["reason"] if refused else "none at all"
-        raise InputError("no usable pair", file=config.out / QUARANTINE, got=reason)
+        raise InputError(f"no usable pair among {len(refused)}; the first: {reason}")
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         name=config.name or config.out.name,

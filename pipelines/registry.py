@@ -30,7 +30,7 @@ from pipelines.evaluate import Pairs, Report
 from pipelines.files import write_json
 from pipelines.gate import Check, GateSettings, PromotionRefusedError, failed, judge, latency_ratio
 from pipelines.models import CHAMPION, REGISTERED_NAME, LoadedModel, open_model
-from pipelines.tracking import fluent, make_experiment, mlflow_client
+from pipelines.tracking import TRACKING, fluent, make_experiment, mlflow_client
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _log_version(
 def _run_of(client: MlflowClient, spec: str, workspace: Workspace) -> str:
     """The training run that the model came from, else a new run for this registration."""
     for folder in (Path(spec), workspace.run_dir(spec)):
-        state = folder / "tracking.json"
+        state = folder / TRACKING
         if state.is_file():
             return json.loads(state.read_text())["run_id"]
     experiment = make_experiment(client, _REGISTRATIONS, workspace)

@@ -140,7 +140,8 @@ def find_source(root: Path, *, split: str, lq_name: str = "{}", blur: str = "blu
         "no pairs found in this folder",
         file=root,
         expected="subfolders blur and sharp (or lq and gt, input and target), or GoPro's layout",
-        fix="Name both: `prepare --lq BLURRED --gt SHARP`, or `evaluate MODEL BLURRED SHARP`",
+        fix="Name both: `prepare --lq BLURRED --gt SHARP`, or `evaluate MODEL BLURRED SHARP`; "
+        "sharp photos alone are for `synth`",
     )
 
 

@@ -104,12 +104,16 @@ def run(
 def _photos(paths: Sequence[Path], out: Path) -> list[tuple[str, Path]]:
     """Each photo with the name of its output folder: its path below its root, with a number where taken."""
     found: dict[str, Path] = {}
+    num_inside = 0
     for root in paths:
         files = [root] if root.is_file() else list_images(root)
         for path in files:
             # What an earlier run wrote there is blurred already; a photo may be named twice, as itself and
             # by its folder.
-            if out.resolve() in path.resolve().parents or path in found.values():
+            if out.resolve() in path.resolve().parents:
+                num_inside += 1
+                continue
+            if path in found.values():
                 continue
             stem = path.stem if root.is_file() else path.relative_to(root).with_suffix("").as_posix()
             name = stem = stem.replace("/", "_")
@@ -118,6 +122,10 @@ def _photos(paths: Sequence[Path], out: Path) -> list[tuple[str, Path]]:
                 number += 1
                 name = f"{stem}-{number}"
             found[name] = path
+    if not found and num_inside:
+        raise InputError(
+            "the photos lie in the output folder", file=out, fix="Choose another --out, outside of the photos"
+        )
     if not found:
         raise InputError("no photos in this folder", file=paths[0], expected="png, jpg, tif, webp or bmp")
     return sorted(found.items())

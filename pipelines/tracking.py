@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_STATE = "tracking.json"
+TRACKING = "tracking.json"
 _MAX_PARAM_CHARS = 6000
 _SQLITE_HEADER = b"SQLite format 3\x00"
 _BUSY_TIMEOUT_S = 5.0
@@ -154,7 +154,7 @@ class Tracker:
         from tensorboardX import SummaryWriter
 
         self._client, self._run_dir, self._journal = client, run_dir, journal
-        state = _read_json(run_dir / _STATE)
+        state = _read_json(run_dir / TRACKING)
         self.run_id: str | None = state.get("run_id")
         self._sent, self._drawn = int(state.get("sent", 0)), int(state.get("drawn", 0))
         self._events = SummaryWriter(str(run_dir / "tensorboard"))
@@ -235,7 +235,7 @@ class Tracker:
 
     def _save(self) -> None:
         state = {"run_id": self.run_id, "sent": self._sent, "drawn": self._drawn}
-        write_json(self._run_dir / _STATE, state)
+        write_json(self._run_dir / TRACKING, state)
 
 
 def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

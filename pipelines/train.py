@@ -28,10 +28,10 @@ from pipelines.config import RunConfig
 from pipelines.files import make_folder, write_json
 from pipelines.ingest import check_patches, plan_for
 from pipelines.journal import METRICS
-from pipelines.loop import RESULT, STOP
+from pipelines.loop import BUDGET, RESULT, STOP
 from pipelines.pictures import curves
 from pipelines.store import read_manifest
-from pipelines.tracking import Row, Tracker, flattened, git_commit, make_experiment, mlflow_client
+from pipelines.tracking import TRACKING, Row, Tracker, flattened, git_commit, make_experiment, mlflow_client
 from pipelines.trainer import build_model
 from pipelines.worker import worker_main
 from pipelines.workspace import Workspace
@@ -103,6 +103,7 @@ def run(
     # In this order: `ray.init` sets a SIGTERM handler of its own.
     with connect(address), _stop_requests(run_dir / STOP) as request:
         _check_resources(config)
+        write_json(run_dir / CONFIG, config.model_dump(mode="json"))
         params = {
             **config.model_dump(mode="json"),
             "num_parameters": build_model(config.model).num_parameters,
@@ -260,26 +261,32 @@ def _median(rows: list[Row], name: str) -> float:
 
 
 def _claim(config: RunConfig, run_dir: Path) -> None:
-    """Pin the configuration in the run's storage; a later attempt must be the same run."""
+    """Refuse to go on with a run of this name that was started with other values.
+
+    One that never came to its first step has nothing to protect, and makes room.
+    """
     path = run_dir / CONFIG
-    content = config.model_dump(mode="json")
-    if path.exists():
-        earlier = flattened(json.loads(path.read_text()))
-        now = flattened(content)
-        changed = [
-            key
-            for key in sorted(now.keys() | earlier.keys())
-            if key.partition(".")[0] not in _FREE_SECTIONS and now.get(key) != earlier.get(key)
-        ]
-        if changed:
-            raise InputError(
-                "a run of this name was started with other values",
-                file=path,
-                expected=", ".join(f"{key}={earlier.get(key)}" for key in changed[:_SHOWN_KEYS]),
-                got=", ".join(f"{key}={now.get(key)}" for key in changed[:_SHOWN_KEYS]),
-                fix="Give the new run another name with --name",
-            )
-    write_json(path, content)
+    if not path.exists():
+        return
+    if not (run_dir / METRICS).exists():
+        for leftover in (path, run_dir / TRACKING, run_dir / BUDGET):
+            leftover.unlink(missing_ok=True)
+        return
+    earlier = flattened(json.loads(path.read_text()))
+    now = flattened(config.model_dump(mode="json"))
+    changed = [
+        key
+        for key in sorted(now.keys() | earlier.keys())
+        if key.partition(".")[0] not in _FREE_SECTIONS and now.get(key) != earlier.get(key)
+    ]
+    if changed:
+        raise InputError(
+            "a run of this name was started with other values",
+            file=path,
+            expected=", ".join(f"{key}={earlier.get(key)}" for key in changed[:_SHOWN_KEYS]),
+            got=", ".join(f"{key}={now.get(key)}" for key in changed[:_SHOWN_KEYS]),
+            fix="Give the new run another name with --name",
+        )
 
 
 def _check_resources(config: RunConfig) -> None:
@@ -292,7 +299,9 @@ def _check_resources(config: RunConfig) -> None:
     if scaling.use_gpu and scaling.num_workers > have.get("GPU", 0):
         raise CapabilityError(
             "not enough GPUs", expected=scaling.num_workers, got=int(have.get("GPU", 0)),
-            fix="Lower scaling.num_workers, or set scaling.use_gpu=false",
+            fix="Set scaling.use_gpu=false, or take a machine with GPUs"
+            if not have.get("GPU")
+            else "Lower scaling.num_workers",
         )  # fmt: skip
     if cpus > have.get("CPU", 0) + 1e-6:
         raise CapabilityError(

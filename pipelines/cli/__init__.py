@@ -62,6 +62,8 @@ def main() -> None:
     except NAFNetError as error:
         _fail(str(error), error.exit_code)
     except _USAGE_ERROR as error:
+        if not error.format_message():  # no command at all: the help has been printed
+            sys.exit(InputError.exit_code)
         _fail(error.format_message(), InputError.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         _fail("stopped", StoppedError.exit_code)

@@ -71,7 +71,7 @@ def synth(
     print_lines(
         f"{result.num_pairs} pairs in {out}, {len(result.refused)} photos refused. "
         f"Look at {result.contact_sheet}.",
-        f"Next: nafnet prepare {out} --out STORE",
+        f"Next: nafnet prepare {out} --out STORE, with --crop 0 --split test if it is to evaluate on",
     )
 
 

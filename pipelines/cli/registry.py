@@ -39,6 +39,10 @@ def registry_register(
         if output.as_json:
             output.print_json(version.to_dict())
             return
+    if version.psnr_db is not None and version.gain_db is not None:
+        print_lines(f"{version.psnr_db:.2f} dB, {version.gain_db:+.2f} against the blurred input.")
+        if version.gain_db <= 0:
+            print_lines("That is no gain: the gate will refuse it.")
     print_lines(
         f"Version {version.version} is the candidate.",
         f"Next: nafnet registry promote --on {on or 'TEST_STORE'}",
@@ -77,7 +81,9 @@ def registry_promote(
                     on_progress=update,
                 )
             except PromotionRefusedError as refused:
-                if not output.as_json:
+                if output.as_json:
+                    output.print_json({"refused": True, **refused.to_dict()})
+                else:
                     _gate_table(refused.version, refused.before, refused.checks)
                 raise
         if output.as_json:
@@ -87,7 +93,10 @@ def registry_promote(
         print_lines(f"Version {moved.version} is the champion already.")
         return
     _gate_table(moved.version, moved.before, moved.checks)
-    print_lines(f"Version {moved.version} is the champion: models:/nafnet-deblur@champion")
+    print_lines(
+        f"Version {moved.version} is the champion: models:/nafnet-deblur@champion",
+        "Next: nafnet restore PHOTO_OR_FOLDER",
+    )
 
 
 def _gate_table(version: int, before: int | None, checks: Sequence[Check]) -> None:

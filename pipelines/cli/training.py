@@ -135,7 +135,7 @@ def train(
             print_lines("That is no gain yet: train longer, with a larger budget and another --name.")
     print_lines(
         *(f"  {picture}" for picture in result.pictures),
-        f"Next: nafnet evaluate {settings.name} TEST_STORE",
+        f"Next: nafnet evaluate {settings.name} {val or 'TEST_STORE'}",
     )
 
 

@@ -47,6 +47,8 @@ def evaluate(
             return
     score_table(f"{result.report.model} on {result.report.num_images} images", result.report)
     print_lines(f"Report: {result.path}", f"Picture: {result.picture}")
+    if gt is None and not model.startswith("models:/"):
+        print_lines(f"Next: nafnet registry register {model} --on {data}")
 
 
 @app.command(epilog="Example: nafnet restore holiday --out restored")

@@ -172,6 +172,22 @@ def test_next_step_of_a_store_to_evaluate_on_is_not_training(run: Run, pairs: Pa
     assert code == 0 and "nafnet evaluate" in out and "nafnet train" not in out
 
 
+def test_synth_into_the_folder_of_the_photos(run: Run, pairs: Path) -> None:
+    _refused(run("synth", pairs / "sharp", "--out", pairs), 2, "lie in the output folder", "another --out")
+
+
+def test_faults_in_plain_words(run: Run) -> None:
+    train = ("train", "--config", "mobile")
+    _refused(run(*train, "--set", "optim.lr=fast"), 2, "--set optim.lr=fast", "expected a number")
+    _refused(run(*train, "--name", "bad name"), 2, "--name bad name", "letters, digits")
+    _refused(run(*train, "--set", "scaling.num_workers=64"), 2, "a batch of 8 cannot be shared by 64 workers")
+
+
+def test_no_command_shows_the_help(run: Run) -> None:
+    code, out, errors = run()
+    assert code == 2 and "restore" in out + errors and "nafnet: " not in errors
+
+
 def test_version(run: Run) -> None:
     code, out, _ = run("--version")
     assert code == 0 and out.startswith("nafnet-ray")

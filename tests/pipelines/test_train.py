@@ -11,6 +11,7 @@ from cluster.connect import connect
 from nafnet_core import CapabilityError, InputError
 from pipelines import train
 from pipelines.config import RunConfig, parse_config, with_stores
+from pipelines.files import write_json
 from pipelines.prepare import PrepareConfig
 from pipelines.prepare import run as prepare
 from pipelines.sources import FolderPairs
@@ -57,11 +58,22 @@ def test_more_than_the_machine_has_is_refused_with_what_there_is(store: Path, tm
 def test_a_name_is_one_run(store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
+    write_json(run_dir / train.CONFIG, _config(store).model_dump(mode="json"))
+    (run_dir / train.METRICS).touch()
     train._claim(_config(store), run_dir)
     # Another machine may go on with other workers, but not with another recipe.
     train._claim(_config(store, scaling={"num_workers": 2}), run_dir)
     with pytest.raises(InputError, match=r"expected optim.lr=0.001, got optim.lr=0.5\).*--name"):
         train._claim(_config(store, optim={"lr": 0.5}), run_dir)
+
+
+def test_a_run_that_never_began_does_not_keep_its_name(store: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    write_json(run_dir / train.CONFIG, _config(store).model_dump(mode="json"))
+    write_json(run_dir / train.TRACKING, {"run_id": "of other values"})
+    train._claim(_config(store, optim={"lr": 0.5}), run_dir)
+    assert list(run_dir.iterdir()) == []
 
 
 def test_the_users_own_error_is_found_inside_rays() -> None:
