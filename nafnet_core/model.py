@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nafnet_core.local_stats import LocalMean, spread
 
@@ -149,11 +150,16 @@ class NAFNet(nn.Module):
 
     Args:
         config: its shape; see `PRESETS`.
+
+    Attributes:
+        checkpoint_activations: in training keep only what enters each block and compute the rest again in the
+            backward pass (Chen et al. 2016): less memory for more time.
     """
 
     def __init__(self, config: NAFNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_activations = False
 
         def blocks(number: int, channels: int) -> nn.Sequential:
             return nn.Sequential(
@@ -201,13 +207,43 @@ class NAFNet(nn.Module):
         x = self.intro(padded.contiguous(memory_format=torch.channels_last))
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
-            x = encoder(x)
+            x = self._through(encoder, x)
             skips.append(x)
             x = down(x)
-        x = self.middle_blks(x)
+        x = self._through(self.middle_blks, x)
         for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
-            x = decoder(up(x) + skip)
+            x = self._through(decoder, up(x) + skip)
         return (self.ending(x) + padded)[..., :height, :width]
+
+    def _through(self, blocks: nn.Module, x: Tensor) -> Tensor:
+        if not (self.checkpoint_activations and torch.is_grad_enabled()):
+            return blocks(x)
+        for block in blocks.children():
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
+
+    def num_macs(self, height_px: int, width_px: int) -> int:
+        """Multiply-accumulates of the convolutions for one image, which is what papers count."""
+        config = self.config
+
+        def block(channels: int, pixels: int) -> int:
+            dw, ffn = channels * config.dw_expand, channels * config.ffn_expand
+            attention = (dw // 2) ** 2  # on one pixel
+            return pixels * (channels * (dw + ffn) * 3 // 2 + 9 * dw) + attention
+
+        stride = config.stride_px
+        pixels = -(-height_px // stride) * stride * -(-width_px // stride) * stride
+        channels, total = config.width, 2 * 9 * config.img_channel * config.width * pixels  # intro, ending
+        for number in config.enc_blk_nums:
+            total += number * block(channels, pixels)
+            channels, pixels = 2 * channels, pixels // 4
+            total += 4 * channels // 2 * channels * pixels  # down: 2×2 pixels into one
+        total += config.middle_blk_num * block(channels, pixels)
+        for number in config.dec_blk_nums:
+            total += 2 * channels**2 * pixels  # up: 1×1, before the shuffle
+            channels, pixels = channels // 2, 4 * pixels
+            total += number * block(channels, pixels)
+        return total
 
     @property
     def num_parameters(self) -> int:

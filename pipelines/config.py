@@ -158,6 +158,8 @@ class ScalingSection(Section):
     """CPUs that Ray reserves for a reader."""
     micro_batch: int | None = Field(None, gt=0)
     """Samples in one forward pass of one worker; None takes the worker's whole slice of the batch."""
+    checkpoint_activations: bool = False
+    """Keep only what enters each block, and compute the rest again in the backward pass."""
     max_failures: int = Field(3, ge=0)
     """Times that lost workers are replaced."""
 

@@ -252,6 +252,7 @@ def _card(loaded: LoadedModel, report: Report | None) -> dict[str, Any]:
         "model": loaded.label,
         "weights_digest": loaded.digest,
         "num_parameters": loaded.model.num_parameters,
+        "macs_256_px": loaded.model.num_macs(256, 256),
         "config": loaded.model.config.to_dict(),
         "training": loaded.metadata,
         "report": None if report is None else report.model_dump(exclude={"images"}),

@@ -79,6 +79,7 @@ class Trainer:
         self.config, self.context = config, context
         torch.manual_seed(config.seed)
         self.model = build_model(config.model).to(context.device)
+        self.model.checkpoint_activations = config.scaling.checkpoint_activations
         if config.optim.residual_scale:
             randomize_residual_scales(self.model, seed=config.seed, scale=config.optim.residual_scale)
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.optim.ema_decay else None

@@ -6,10 +6,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from nafnet_core import PRESETS, NAFNet, NAFNetConfig, randomize_residual_scales
 from nafnet_core.model import ChannelLayerNorm, NAFBlock, SimpleGate
-from tests.nafnet_core.networks import DEEP, SMALL, assert_network_acts, lively_network, reference_of
+from tests.nafnet_core.networks import (
+    DEEP,
+    SMALL,
+    assert_network_acts,
+    lively_network,
+    photo_nchw,
+    reference_of,
+)
 from tests.reference import ReferenceNAFNet
 
 SIZES = [(64, 64), (50, 70), (127, 129), (1, 1)]
@@ -309,3 +317,45 @@ def test_stride_is_the_downsampling(config: NAFNetConfig, stride: int) -> None:
 def test_network_holds_no_buffers() -> None:
     # A buffer would be a key that official checkpoints lack.
     assert not list(NAFNet(SMALL).buffers())
+
+
+# Cost
+
+
+@pytest.mark.parametrize(("preset", "paper_gmacs"), [("width32", 16.0), ("width64", 65.0)])
+def test_macs_are_the_papers(preset: str, paper_gmacs: float) -> None:
+    # Table 6 of Chen et al. 2022, 256×256.
+    with torch.device("meta"):
+        model = NAFNet(PRESETS[preset])
+    assert model.num_macs(256, 256) / 1e9 == pytest.approx(paper_gmacs, rel=0.03)
+
+
+@pytest.mark.parametrize("config", [SMALL, DEEP, PRESETS["mobile"]])
+@pytest.mark.parametrize("size", [(64, 64), (50, 70), (1, 1)])
+def test_macs_are_what_torch_counts(config: NAFNetConfig, size: tuple[int, int]) -> None:
+    model = NAFNet(config)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, *size))
+    assert counter.get_total_flops() == 2 * model.num_macs(*size)
+
+
+def test_checkpointed_activations_give_the_same_gradients_for_less_memory() -> None:
+    gradients, kept_bytes = [], []
+    for checkpoint_activations in (False, True):
+        model = lively_network(DEEP).train()
+        model.checkpoint_activations = checkpoint_activations
+        kept: list[int] = []
+
+        def pack(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(tensor.untyped_storage().nbytes())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(photo_nchw(64, 64)).square().mean()
+        loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        kept_bytes.append(sum(kept))
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert plain is not None and plain.abs().max() > 0
+        torch.testing.assert_close(plain, recomputed, rtol=0, atol=0)
+    assert kept_bytes[1] < kept_bytes[0] / 4
