@@ -4,7 +4,8 @@
     nafnet evaluate models:/nafnet-deblur@champion blurred/ sharp/
 
 The protocol is pinned and written into the report: whole images, one at a time, fp32, local statistics on.
-Reports are kept in the workspace under the digests of weights and data, where promotion finds them.
+Reports are kept in the workspace under the digests of weights and data, where promotion finds them. Each says
+whether local statistics were on; `--train-patch 0` makes the other one, to compare.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Report(BaseModel):
     schema_version: int = SCHEMA_VERSION
     model: str
     weights_digest: str
+    train_patch_px: int | None = None
+    """Sets the window of local statistics; None where they were off."""
     data: str
     """Path of the store or folders, as a hint to people; the digest is what counts."""
     data_digest: str
@@ -128,7 +131,6 @@ def run(
     Raises:
         InputError: an image is unreadable, or the workspace cannot be written.
     """
-    protocol = Protocol(local_statistics=loaded.train_patch_px is not None)
     scores: list[ImageScore] = []
     seconds: list[float] = []
     digests = bytearray()
@@ -144,9 +146,10 @@ def run(
     report = Report(
         model=loaded.label,
         weights_digest=loaded.digest,
+        train_patch_px=loaded.train_patch_px,
         data=pairs.label,
         data_digest=pairs.digest or digest_of(digests),
-        protocol=protocol,
+        protocol=_protocol(loaded),
         num_images=len(scores),
         psnr_blurred_db=statistics.fmean(score.psnr_blurred_db for score in scores),
         psnr_restored_db=statistics.fmean(score.psnr_restored_db for score in scores),
@@ -156,29 +159,34 @@ def run(
         peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         images=tuple(score.to_dict() for score in scores),
     )
-    path = report_path(workspace, report.weights_digest, report.data_digest)
+    path = report_path(workspace, loaded, report.data_digest)
     make_folder(path.parent)
     write_json(path, report.model_dump())
     return EvaluateResult(report=report, path=path, picture=_draw(loaded, pairs, scores, path))
 
 
-def report_path(workspace: Workspace, weights_digest: str, data_digest: str) -> Path:
-    """Where the report of these weights on this data is kept."""
-    return workspace.reports / f"{weights_digest[:16]}-{data_digest[:16]}.json"
+def report_path(workspace: Workspace, loaded: LoadedModel, data_digest: str) -> Path:
+    """Where the report of this model on this data is kept; with and without local statistics are two."""
+    statistics = "global" if loaded.train_patch_px is None else f"patch{loaded.train_patch_px}"
+    return workspace.reports / f"{loaded.digest[:16]}-{data_digest[:16]}-{statistics}.json"
 
 
-def find_report(workspace: Workspace, weights_digest: str, data_digest: str) -> Report | None:
-    """The report of exactly these weights, data and schema by today's protocol, if it was made before."""
-    path = report_path(workspace, weights_digest, data_digest)
+def find_report(workspace: Workspace, loaded: LoadedModel, data_digest: str) -> Report | None:
+    """The report of exactly this model, data and schema by today's protocol, if it was made before."""
+    path = report_path(workspace, loaded, data_digest)
     if not path.is_file():
         return None
     content = json.loads(path.read_text())
     if content.get("schema_version") != SCHEMA_VERSION:
         return None
     report = Report.model_validate(content)
-    same = (report.weights_digest, report.data_digest) == (weights_digest, data_digest)
-    current = Protocol(local_statistics=report.protocol.local_statistics)
-    return report if same and report.protocol == current else None
+    found = (report.weights_digest, report.data_digest, report.train_patch_px, report.protocol)
+    wanted = (loaded.digest, data_digest, loaded.train_patch_px, _protocol(loaded))
+    return report if found == wanted else None
+
+
+def _protocol(loaded: LoadedModel) -> Protocol:
+    return Protocol(local_statistics=loaded.train_patch_px is not None)
 
 
 def _draw(loaded: LoadedModel, pairs: Pairs, scores: list[ImageScore], path: Path) -> Path:

@@ -38,18 +38,23 @@ class LoadedModel:
         return self.metadata.get("train_patch_px")
 
 
-def open_model(spec: str | None, workspace: Workspace) -> LoadedModel:
+def open_model(spec: str | None, workspace: Workspace, *, train_patch_px: int | None = None) -> LoadedModel:
     """Load what `spec` names.
 
     Args:
         spec: a `.safetensors` or official `.pth`, a run's folder or its name in the workspace,
             `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None takes the workspace's champion.
+        workspace: where runs and the registry are.
+        train_patch_px: patch side in training, instead of what the file says (an official `.pth` says
+            nothing); 0 turns local statistics off.
 
     Raises:
         InputError: there is no such model, or it is no NAFNet.
     """
     label, weights = find_weights(spec, workspace)
     model, metadata = load_model(weights)
+    if train_patch_px is not None:
+        metadata = {**metadata, "train_patch_px": train_patch_px or None}
     return LoadedModel(model=model, label=label, weights=weights, digest=sha256(weights), metadata=metadata)
 
 

@@ -79,6 +79,7 @@ def register(
     workspace: Workspace,
     *,
     on: Path | None = None,
+    train_patch_px: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Version:
     """Store a model as a new version and point `candidate` at it.
@@ -87,6 +88,7 @@ def register(
         spec: what `open_model` takes.
         workspace: its MLflow store is the registry.
         on: a store to score it on; the report goes into the version.
+        train_patch_px: as for `open_model`; goes into the version.
         on_progress: images scored.
 
     Raises:
@@ -95,7 +97,7 @@ def register(
     """
     workspace.make()
     client = mlflow_client(workspace)
-    loaded = open_model(spec, workspace)
+    loaded = open_model(spec, workspace, train_patch_px=train_patch_px)
     pairs = None if on is None else Pairs(on)
     report = None if pairs is None else _report(loaded, pairs, workspace, on_progress)
     uri, run_id = _log_version(client, loaded, report, spec, workspace)
@@ -202,7 +204,7 @@ def champion(workspace: Workspace) -> int | None:
 def _report(
     loaded: LoadedModel, pairs: Pairs, workspace: Workspace, on_progress: Callable[[int, int], None]
 ) -> Report:
-    known = None if pairs.digest is None else evaluate.find_report(workspace, loaded.digest, pairs.digest)
+    known = None if pairs.digest is None else evaluate.find_report(workspace, loaded, pairs.digest)
     return known or evaluate.run(loaded, pairs, workspace, on_progress=on_progress).report
 
 

@@ -44,6 +44,8 @@ class Restored:
     """`restored`, `skipped` (done before) or `failed`."""
     error: str | None
     model_digest: str
+    train_patch_px: int | None
+    """Sets the window of local statistics; None where they were off."""
     input_digest: str | None
     width_px: int | None
     height_px: int | None
@@ -209,6 +211,7 @@ def _restore_one(
         status="failed",
         error=None,
         model_digest=loaded.digest,
+        train_patch_px=loaded.train_patch_px,
         input_digest=None,
         width_px=None,
         height_px=None,
@@ -222,7 +225,8 @@ def _restore_one(
         if (
             before
             and output.is_file()
-            and (before.input_digest, before.model_digest) == (digest, loaded.digest)
+            and (before.input_digest, before.model_digest, before.train_patch_px)
+            == (digest, loaded.digest, loaded.train_patch_px)
         ):
             return replace(before, input=str(photo), status="skipped", seconds=0.0)
         decoded = read_photo(photo)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import console
-from pipelines.cli.shared import JsonOption, WorkspaceOption, number, output_to, print_lines
+from pipelines.cli.shared import JsonOption, TrainPatchOption, WorkspaceOption, number, output_to, print_lines
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ app = typer.Typer(
 def registry_register(
     model: Annotated[str, typer.Argument(help="Weights file or run.")],
     on: Annotated[Path | None, typer.Option(help="Store to score it on.")] = None,
+    train_patch: TrainPatchOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,7 +36,9 @@ def registry_register(
         from pipelines import registry as stage
 
         with console.progress("evaluate", "images") as update:
-            version = stage.register(model, Workspace.find(workspace), on=on, on_progress=update)
+            version = stage.register(
+                model, Workspace.find(workspace), on=on, train_patch_px=train_patch, on_progress=update
+            )
         if output.as_json:
             output.print_json(version.to_dict())
             return

@@ -25,6 +25,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="Ray cluster: auto or ray://HOST:PORT. Default: this machine.")
 ]
+TrainPatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--train-patch",
+        min=0,
+        help="Patch side in training, px, for local statistics; 0: none. [default: the file's]",
+    ),
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 
 

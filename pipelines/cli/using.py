@@ -12,6 +12,7 @@ from pipelines import console
 from pipelines.cli.shared import (
     JsonOption,
     OutOption,
+    TrainPatchOption,
     WorkspaceOption,
     output_to,
     print_lines,
@@ -29,6 +30,7 @@ def evaluate(
     gt: Annotated[
         Path | None, typer.Argument(help="Folder of sharp images, to a folder of blurred ones.")
     ] = None,
+    train_patch: TrainPatchOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,14 +40,16 @@ def evaluate(
         from pipelines.models import open_model
 
         place = Workspace.find(workspace)
-        loaded = open_model(model, place)
+        loaded = open_model(model, place, train_patch_px=train_patch)
         pairs = stage.Pairs(data, gt)
         with console.progress("evaluate", "images") as update:
             result = stage.run(loaded, pairs, place.make(), on_progress=update)
         if output.as_json:
             output.print_json(result.report.model_dump())
             return
+    statistics = "off" if loaded.train_patch_px is None else f"on, patch {loaded.train_patch_px} px"
     score_table(f"{result.report.model} on {result.report.num_images} images", result.report)
+    print_lines(f"Local statistics: {statistics}")
     print_lines(f"Report: {result.path}", f"Picture: {result.picture}")
     if gt is None and not model.startswith("models:/"):
         print_lines(f"Next: nafnet registry register {model} --on {data}")
@@ -61,6 +65,7 @@ def restore(
     tile: Annotated[int | None, typer.Option(min=64, help="Side of a tile, px. [default: by memory]")] = None,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     on_error: Annotated[str, typer.Option(help="skip or stop.")] = "skip",
+    train_patch: TrainPatchOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,8 +81,12 @@ def restore(
         from pipelines.models import open_model
 
         stage.find_photos(inputs, out)
-        loaded = open_model(model, Workspace.find(workspace))
+        loaded = open_model(model, Workspace.find(workspace), train_patch_px=train_patch)
         console.say(f"Model: {loaded.label}")
+        if loaded.train_patch_px is None and train_patch is None:
+            console.say(
+                "Local statistics are off, since the file does not say its training patch: --train-patch"
+            )
         with console.progress("restore", "photos") as update:
             result = stage.run(
                 inputs,

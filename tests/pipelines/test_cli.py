@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 from skimage import data
 
-from nafnet_core import NAFNet, NAFNetConfig, randomize_residual_scales, save_model
+from nafnet_core import NAFNet, NAFNetConfig, randomize_residual_scales, save_model, save_official
 from pipelines.cli import main
+from tests.nafnet_core.networks import SMALL, lively_network
 
 Run = Callable[..., tuple[int, str, str]]
 _TINY = NAFNetConfig(width=4, enc_blk_nums=(1,), middle_blk_num=1, dec_blk_nums=(1,))
@@ -165,6 +167,34 @@ def test_a_folder_of_pairs_is_evaluated_and_a_half_of_one_is_explained(
     code, out, errors = run("evaluate", weights, pairs)
     assert code == 0 and "2 images" in out, errors
     _refused(run("evaluate", weights, pairs / "blur"), 2, "evaluate MODEL BLURRED SHARP")
+
+
+def test_local_statistics_of_an_official_file(run: Run, pairs: Path, tmp_path: Path) -> None:
+    save_official(lively_network(SMALL), tmp_path / "official.pth")
+    restore = ("restore", pairs / "blur", "--model", "official.pth", "--precision", "fp32")
+    code, _, errors = run(*restore, "--out", "out")
+    assert code == 0 and "--train-patch" in errors
+    plain = (tmp_path / "out" / "0.png").read_bytes()
+    # Another window is another result: nothing is skipped, and a second time everything.
+    _, out, errors = run(*restore, "--out", "out", "--train-patch", 16)
+    assert "2 restored" in out and "--train-patch" not in errors
+    assert (tmp_path / "out" / "0.png").read_bytes() != plain
+    assert "2 skipped" in run(*restore, "--out", "out", "--train-patch", 16)[1]
+
+    scores = set()
+    for patch, told in ((16, "on, patch 16 px"), (0, "off")):
+        code, out, errors = run("evaluate", "official.pth", pairs, "--train-patch", patch)
+        assert code == 0 and f"Local statistics: {told}" in out, errors
+        scores.add(
+            json.loads(run("evaluate", "official.pth", pairs, "--train-patch", patch, "--json")[1])[
+                "psnr_restored_db"
+            ]
+        )
+    assert len(scores) == 2
+    reports = sorted(
+        path.stem.rpartition("-")[2] for path in (tmp_path / "workspace" / "reports").glob("*.json")
+    )
+    assert reports == ["global", "patch16"]
 
 
 def test_next_step_of_a_store_to_evaluate_on_is_not_training(run: Run, pairs: Path) -> None:

@@ -75,6 +75,7 @@ def test_one_file(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
         "status": "restored",
         "error": None,
         "model_digest": loaded.digest,
+        "train_patch_px": 64,
         "input_digest": entry["input_digest"],
         "width_px": 40,
         "height_px": 32,
