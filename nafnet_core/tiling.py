@@ -32,6 +32,7 @@ MIN_TILE_PX = 192  # The smallest multiple of 64 of which `MIN_OVERLAP_PX` is be
 # Floats alive at once a pixel at full resolution, in units of `width`: on the CPU in strips (4.3 at most,
 # read off allocations at several sizes and windows), elsewhere with every map of a block whole.
 _LIVE_MAPS_IN_STRIPS, _LIVE_MAPS_WHOLE = 5, 22
+_QUANTIZED_ROWS = 64  # at a time, so that a wide photo's floats are not there three times
 _MEMORY_SHARE = 0.5  # of what is free: other processes want some too, and an overrun is the end of this one
 
 
@@ -215,9 +216,14 @@ def _run_tiled(
             weight[:tile_height, left : left + tile_width] += ramp
             on_tile(index * len(cols) + column, len(rows) * len(cols))
         done = (rows[index + 1][0] if index + 1 < len(rows) else height) - top
-        restored[top : top + done] = _quantized(total[:done] / weight[:done], white, lq_hwc.dtype)
-        total = torch.cat([total[done:], torch.zeros(done, *total.shape[1:])])
-        weight = torch.cat([weight[done:], torch.zeros(done, *weight.shape[1:])])
+        total[:done] /= weight[:done]
+        for row in range(0, done, _QUANTIZED_ROWS):
+            part = slice(row, min(row + _QUANTIZED_ROWS, done))
+            restored[top + part.start : top + part.stop] = _quantized(total[part], white, lq_hwc.dtype)
+        for sums in (total, weight):
+            kept = sums[done:].clone()
+            sums.zero_()
+            sums[: len(kept)] = kept
     return restored
 
 
