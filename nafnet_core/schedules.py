@@ -19,6 +19,7 @@ def learning_rate(
     warmup_samples: int = 0,
     decay: float = 0.5,
     milestones: Sequence[float] = (),
+    step_samples: float | None = None,
 ) -> float:
     """Learning rate of the step that starts after `samples` samples.
 
@@ -30,10 +31,11 @@ def learning_rate(
         base: the peak rate.
         final: the rate at the end (`cosine`, `linear`, `exponential`); must be positive for `exponential`.
         kind: `cosine` follows Loshchilov & Hutter 2017 without restarts; `step` multiplies by `decay` at
-            each milestone.
+            each milestone, and every `step_samples`.
         warmup_samples: length of the warm-up.
         decay: factor of `step`.
         milestones: fractions of the budget, for `step`.
+        step_samples: distance between steps in samples, for `step`; None for none.
 
     Raises:
         ValueError: an unknown `kind`.
@@ -50,7 +52,10 @@ def learning_rate(
         case "exponential":
             return base * (final / base) ** progress
         case "step":
-            return base * decay ** sum(samples >= m * total_samples for m in milestones)
+            steps = sum(samples >= m * total_samples for m in milestones)
+            return base * decay ** (
+                steps + (int(min(samples, total_samples) // step_samples) if step_samples else 0)
+            )
         case "constant":
             return base
     raise ValueError(f"unknown schedule {kind!r}")

@@ -141,7 +141,24 @@ class ScheduleSection(Section):
     final_lr: float = Field(1e-7, gt=0)
     warmup_share: float = Field(0.0, ge=0, lt=1)
     decay: float = Field(0.5, gt=0, lt=1)
+    """Factor of `step`."""
     milestones: tuple[float, ...] = ()
+    """Where `step` steps, in parts of the budget."""
+    step_samples: int | None = Field(None, gt=0)
+    """Or every so many samples."""
+    step_epochs: float | None = Field(None, gt=0)
+    """Or every so many epochs of the mixture."""
+
+    @model_validator(mode="after")
+    def _steps_are_of_step(self) -> ScheduleSection:
+        given = [name for name in ("milestones", "step_samples", "step_epochs") if getattr(self, name)]
+        if self.kind == "step" and len(given) != 1:
+            raise ValueError(
+                f"`step` needs one of milestones, step_samples and step_epochs; got {given or 'none'}"
+            )
+        if self.kind != "step" and given:
+            raise ValueError(f"{given[0]} belongs to kind `step`, not to `{self.kind}`")
+        return self
 
 
 class ScalingSection(Section):

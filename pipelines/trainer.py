@@ -232,6 +232,7 @@ class Trainer:
 
     def _learning_rate(self, total_samples: int) -> float:
         schedule = self.config.schedule
+        epochs = schedule.step_epochs
         return learning_rate(
             self.samples,
             total_samples=total_samples,
@@ -241,6 +242,7 @@ class Trainer:
             warmup_samples=round(schedule.warmup_share * total_samples),
             decay=schedule.decay,
             milestones=schedule.milestones,
+            step_samples=schedule.step_samples if epochs is None else epochs * self.context.epoch_samples,
         )
 
     def _metadata(self) -> dict[str, Any]:

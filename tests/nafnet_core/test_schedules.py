@@ -12,7 +12,8 @@ from nafnet_core.schedules import ScheduleKind, learning_rate
 TOTAL, BASE, FINAL = 10_000, 1e-3, 1e-7
 DECAYING: list[ScheduleKind] = ["cosine", "linear", "exponential"]
 STEP: dict[str, Any] = {"kind": "step", "decay": 0.5, "milestones": (0.5, 0.8)}
-ALL: list[dict[str, Any]] = [*({"kind": kind} for kind in DECAYING), STEP, {"kind": "constant"}]
+EVERY: dict[str, Any] = {"kind": "step", "decay": 0.5, "step_samples": 3_000}
+ALL: list[dict[str, Any]] = [*({"kind": kind} for kind in DECAYING), STEP, EVERY, {"kind": "constant"}]
 
 
 def rate(samples: int, **options: Any) -> float:
@@ -114,3 +115,11 @@ def rate_to_zero(samples: int, kind: ScheduleKind) -> float:
 def test_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="'plateau'"):
         rate(0, kind="plateau")
+
+
+def test_step_falls_every_so_many_samples() -> None:
+    rates = [
+        rate(samples, **EVERY) / BASE for samples in (0, 2_999, 3_000, 5_999, 6_000, 9_000, 10_000, 12_000)
+    ]
+    # Beyond the budget nothing falls any more.
+    assert rates == [1, 1, 0.5, 0.5, 0.25, 0.125, 0.125, 0.125]

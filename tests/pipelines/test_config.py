@@ -297,6 +297,19 @@ def test_stores_of_the_command_line_replace_the_recipes(recipe: Path) -> None:
     assert with_stores(changed, [], None) == changed
 
 
+@pytest.mark.parametrize(
+    ("schedule", "match"),
+    [
+        ({"kind": "step"}, "needs one of milestones, step_samples and step_epochs; got none"),
+        ({"kind": "step", "step_samples": 5, "step_epochs": 1}, "needs one of"),
+        ({"step_epochs": 3}, "step_epochs belongs to kind `step`, not to `cosine`"),
+    ],
+)
+def test_steps_are_given_once_and_to_step(schedule: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        parsed(schedule=schedule)
+
+
 def test_recipes_know_the_losses_that_there_are() -> None:
     assert set(get_args(LossName)) == set(LOSSES)
 

@@ -84,6 +84,16 @@ def test_it_learns(tmp_path: Path) -> None:
     assert json.loads((tmp_path / RESULT).read_text()) == {"samples": 400, "skipped": 0}
 
 
+def test_rate_falls_with_the_epochs(tmp_path: Path) -> None:
+    # An epoch has 100 samples here, a batch 4.
+    schedule = {"kind": "step", "step_epochs": 0.5, "decay": 0.1}
+    trainer = Trainer(_config(budget={"samples": 200}, schedule=schedule), _context(tmp_path))
+    base = trainer.config.optim.lr
+    for samples, factor in ((0, 1), (48, 1), (52, 0.1), (100, 0.01)):
+        trainer.samples = samples
+        assert trainer._learning_rate(200) == pytest.approx(base * factor)
+
+
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     config = _config()
     train(config, _context(tmp_path / "whole"))
