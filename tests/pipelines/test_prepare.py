@@ -325,7 +325,7 @@ def test_killed_job_goes_on(source: FolderPairs, tmp_path: Path, format: Any) ->
         job.wait()
     (out / "hanging").unlink()
     assert any(path.name.endswith(".tmp") for path in out.iterdir())
-    with pytest.raises(InputError, match="not a finished store.*Run the same"):
+    with pytest.raises(InputError, match="an unfinished store.*Run the same"):
         PairStore(out)
     store = make_store(source, out, format=format)
     whole = make_store(source, tmp_path / "whole", format=format)
