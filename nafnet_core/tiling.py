@@ -57,6 +57,11 @@ def tile_px_for(model: NAFNet, memory_mib: float) -> int:
     return min(MAX_TILE_PX, max(MIN_TILE_PX, side // 64 * 64))
 
 
+def auto_tile_px(model: NAFNet) -> int:
+    """Side of the largest tile that fits into half of what is free on the network's device now."""
+    return tile_px_for(model, free_memory_mib(next(model.parameters()).device) * _MEMORY_SHARE)
+
+
 @torch.inference_mode()
 def restore_image(
     model: NAFNet,
@@ -103,8 +108,7 @@ def restore_image(
     if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
         raise ValueError(f"expected (H, W, {channels}), got {lq_hwc.shape}")
     if tile_px == "auto":
-        device = next(model.parameters()).device
-        tile_px = tile_px_for(model, free_memory_mib(device) * _MEMORY_SHARE)
+        tile_px = auto_tile_px(model)
     with local_statistics(model, train_patch_px):
         restored: NDArray[Any] = _halving(
             lambda side: _restore(model, image, train_patch_px, side, overlap_px, autocast, on_tile),

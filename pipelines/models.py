@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nafnet_core import InputError
 from nafnet_core.model import NAFNet
@@ -13,6 +13,9 @@ from pipelines.checkpoint import LEDGER, CheckpointLedger
 from pipelines.files import sha256
 from pipelines.tracking import fluent, mlflow_client, tracking_uri
 from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 REGISTERED_NAME = "nafnet-deblur"
 CHAMPION = f"models:/{REGISTERED_NAME}@champion"
@@ -67,7 +70,7 @@ def find_weights(spec: str | None, workspace: Workspace) -> tuple[str, Path]:
                 file=workspace.root,
                 fix="Run `nafnet demo`, or name one with --model FILE",
             )
-        if _champion_is_missing(workspace):
+        if alias_version(mlflow_client(workspace), "champion") is None:
             raise InputError(
                 "there is no champion yet",
                 file=workspace.root,
@@ -93,14 +96,14 @@ def find_weights(spec: str | None, workspace: Workspace) -> tuple[str, Path]:
     return path.name, path
 
 
-def _champion_is_missing(workspace: Workspace) -> bool:
+def alias_version(client: MlflowClient, alias: str) -> int | None:
+    """Version that an alias of the registered model points at; None where there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
-        mlflow_client(workspace).get_model_version_by_alias(REGISTERED_NAME, "champion")
+        return int(client.get_model_version_by_alias(REGISTERED_NAME, alias).version)
     except MlflowException:
-        return True
-    return False
+        return None
 
 
 def _registered(spec: str, workspace: Workspace) -> tuple[str, Path]:

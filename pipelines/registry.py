@@ -29,7 +29,7 @@ from pipelines import evaluate
 from pipelines.evaluate import Pairs, Report
 from pipelines.files import write_json
 from pipelines.gate import Check, GateSettings, PromotionRefusedError, failed, judge, latency_ratio
-from pipelines.models import CHAMPION, REGISTERED_NAME, LoadedModel, open_model
+from pipelines.models import CHAMPION, REGISTERED_NAME, LoadedModel, alias_version, open_model
 from pipelines.tracking import TRACKING, fluent, make_experiment, mlflow_client
 from pipelines.workspace import Workspace
 
@@ -139,8 +139,8 @@ def promote(
     client = mlflow_client(workspace)
     spec = f"models:/{REGISTERED_NAME}" + ("@candidate" if version is None else f"/{version}")
     candidate = open_model(spec, workspace)
-    number = version or _alias_version(client, "candidate")
-    before = _alias_version(client, "champion")
+    number = version or alias_version(client, "candidate")
+    before = alias_version(client, "champion")
     assert number is not None, "open_model has found it"
     if number == before:
         return Promotion(version=number, before=before, checks=())
@@ -198,7 +198,7 @@ def versions(workspace: Workspace) -> list[Version]:
 
 def champion(workspace: Workspace) -> int | None:
     """Version of the champion, if there is one."""
-    return _alias_version(mlflow_client(workspace), "champion")
+    return alias_version(mlflow_client(workspace), "champion")
 
 
 def _report(
@@ -278,15 +278,6 @@ def _make_registered_model(client: MlflowClient) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _alias_version(client: MlflowClient, alias: str) -> int | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return int(client.get_model_version_by_alias(REGISTERED_NAME, alias).version)
-    except MlflowException:
-        return None
 
 
 def _open_record(client: MlflowClient, workspace: Workspace, record: dict[str, Any]) -> str:

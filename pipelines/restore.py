@@ -20,8 +20,7 @@ from pathlib import Path
 import torch
 
 from nafnet_core import InputError, NAFNet
-from nafnet_core.memory import free_memory_mib
-from nafnet_core.tiling import MIN_OVERLAP_PX, restore_image, tile_px_for
+from nafnet_core.tiling import MIN_OVERLAP_PX, auto_tile_px, restore_image
 from pipelines.files import make_folder, sha256
 from pipelines.images import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, list_images, read_photo, write_photo
 from pipelines.models import LoadedModel
@@ -29,8 +28,6 @@ from pipelines.models import LoadedModel
 log = logging.getLogger(__name__)
 
 RECORD = "restore.jsonl"
-# Running out of memory kills the process on a CPU, so leave as much again as is taken.
-_MEMORY_SHARE = 0.5
 _MIN_BF16_WIDTH = 32
 
 
@@ -231,8 +228,7 @@ def _restore_one(
             return replace(before, input=str(photo), status="skipped", seconds=0.0)
         decoded = read_photo(photo)
         height, width = decoded.rgb_hwc.shape[:2]
-        device = next(loaded.model.parameters()).device
-        tile = tile_px or tile_px_for(loaded.model, free_memory_mib(device) * _MEMORY_SHARE)
+        tile = tile_px or auto_tile_px(loaded.model)
         restored = restore_image(
             loaded.model,
             decoded.rgb_hwc,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nafnet_core import InputError, restore_image, save_model
+from nafnet_core import InputError, restore_image, save_model, tiling
 from pipelines import restore
 from pipelines.images import Photo, encode_png, read_photo, write_photo
 from pipelines.models import LoadedModel, open_model
@@ -313,8 +313,8 @@ def test_tile_follows_from_free_memory(
         asked.append(memory_mib)
         return 192
 
-    monkeypatch.setattr(restore, "free_memory_mib", lambda device: 1000.0)
-    monkeypatch.setattr(restore, "tile_px_for", tile_px_for)
+    monkeypatch.setattr(tiling, "free_memory_mib", lambda device: 1000.0)
+    monkeypatch.setattr(tiling, "tile_px_for", tile_px_for)
     (tmp_path / "wide.png").write_bytes(encode_png(piece(0, 32, 220)))
     (file,) = run(tmp_path / "wide.png", loaded, tmp_path / "out").files
     assert file.tile_px == 192
