@@ -43,7 +43,8 @@ class LocalMean(nn.Module):
         """
         height, width = x.shape[-2:]
         if self.window_px is None or (self.window_px >= height and self.window_px >= width):
-            return x.mean(dim=(2, 3), keepdim=True)
+            # Of an NHWC view: the gradient of an NCHW mean is dense in NCHW, and slow to add to one in NHWC.
+            return x.permute(0, 2, 3, 1).mean(dim=(1, 2), keepdim=True).permute(0, 3, 1, 2)
         return window_means(x, self.window_px)
 
 
