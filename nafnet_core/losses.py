@@ -76,11 +76,12 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def mixed_loss(weights: Mapping[str, float]) -> Loss:
+def mixed_loss(weights: Mapping[str, float], *, perceptual: Loss | None = None) -> Loss:
     """Weighted sum of named losses.
 
     Args:
         weights: name to weight, for example `{"l1": 1.0, "fft": 0.1}`.
+        perceptual: the loss of that name (see `nafnet_core.perceptual`), which needs a network's weights.
 
     Returns:
         A function (restored, gt) → (N,) fp32.
@@ -88,13 +89,14 @@ def mixed_loss(weights: Mapping[str, float]) -> Loss:
     Raises:
         ValueError: an unknown name, or no loss at all.
     """
-    unknown = sorted(set(weights) - set(LOSSES))
+    losses = LOSSES if perceptual is None else {**LOSSES, "perceptual": perceptual}
+    unknown = sorted(set(weights) - set(losses))
     if unknown or not weights:
-        raise ValueError(f"unknown losses {unknown}; known: {sorted(LOSSES)}")
+        raise ValueError(f"unknown losses {unknown}; known: {sorted(losses)}")
 
     def total(restored: Tensor, gt: Tensor) -> Tensor:
         restored, gt = restored.float(), gt.float()
-        terms = [weight * LOSSES[name](restored, gt) for name, weight in weights.items()]
+        terms = [weight * losses[name](restored, gt) for name, weight in weights.items()]
         return torch.stack(terms).sum(dim=0)
 
     return total

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nafnet_core.errors import InputError
 from nafnet_core.model import NAFNet, NAFNetConfig
@@ -85,7 +85,7 @@ def _plain_state(model: NAFNet) -> dict[str, Tensor]:
     return {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
 
 
-def load_state(model: NAFNet, state: StateDict, *, file: str | Path) -> None:
+def load_state(model: nn.Module, state: StateDict, *, file: str | Path) -> None:
     """Load `state` into `model`, strictly.
 
     Raises:
@@ -195,7 +195,7 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
-        raise InputError("not a NAFNet checkpoint", file=path, expected="a dict of tensors")
+        raise InputError("not a weights file", file=path, expected="a dict of tensors")
     return {
         key.removeprefix("module."): value.float() if value.is_floating_point() else value
         for key, value in content.items()

