@@ -2,7 +2,7 @@
 
     restored = restore_image(model, rgb_hwc_u8, train_patch_px=256)
 
-Source and result stay in host memory; one tile at a time goes to the model's device.
+Source and result stay in host memory; one batch of tiles at a time goes to the model's device.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +48,17 @@ class Tile:
     width: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tiling:
+    """How an image is cut and run, whatever the side of the tiles."""
+
+    overlap_px: int | None
+    batch: int
+    train_patch_px: int | None
+    autocast: bool
+    on_tile: Callable[[int, int], None]
+
+
 def tile_px_for(model: NAFNet, memory_mib: float) -> int:
     """Side of the largest tile up to `MAX_TILE_PX` whose forward pass fits into `memory_mib`, an estimate.
 
@@ -57,9 +70,10 @@ def tile_px_for(model: NAFNet, memory_mib: float) -> int:
     return min(MAX_TILE_PX, max(MIN_TILE_PX, side // 64 * 64))
 
 
-def auto_tile_px(model: NAFNet) -> int:
-    """Side of the largest tile that fits into half of what is free on the network's device now."""
-    return tile_px_for(model, free_memory_mib(next(model.parameters()).device) * _MEMORY_SHARE)
+def auto_tile_px(model: NAFNet, tile_batch: int = 1) -> int:
+    """Side of the largest tiles of which a batch fits into half of what is free on the network's device."""
+    free_mib = free_memory_mib(next(model.parameters()).device)
+    return tile_px_for(model, free_mib * _MEMORY_SHARE / tile_batch)
 
 
 @torch.inference_mode()
@@ -70,6 +84,7 @@ def restore_image(
     train_patch_px: int | None,
     tile_px: int | Literal["auto"] | None = "auto",
     overlap_px: int | None = None,
+    tile_batch: int = 1,
     autocast: bool = False,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -88,15 +103,17 @@ def restore_image(
             the free memory, up to 1024 px.
         overlap_px: how far neighbouring tiles overlap, blended by a linear ramp; None takes
             `default_overlap_px`.
+        tile_batch: tiles in one forward pass, where neighbours in a row are of one size; more than one is for
+            GPUs. With another batch the result may differ by one level.
         autocast: run in bf16.
-        on_tile: called after each tile with the tiles done and all tiles; not where the image is run whole.
+        on_tile: called after each batch with the tiles done and all tiles; not where the image is run whole.
 
     Returns:
         The input's shape and dtype.
 
     Raises:
-        ValueError: another shape or dtype, an overlap that is not smaller than half a tile, or a tile that is
-            too small for the network.
+        ValueError: another shape or dtype, an overlap that is not smaller than half a tile, a tile that is
+            too small for the network, or a batch of none.
     """
     channels = model.config.img_channel
     if lq_hwc.dtype not in (np.uint8, np.uint16):
@@ -107,13 +124,20 @@ def restore_image(
     image = image[..., :3] if has_alpha else image
     if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
         raise ValueError(f"expected (H, W, {channels}), got {lq_hwc.shape}")
+    if tile_batch < 1:
+        raise ValueError(f"tile_batch must be at least 1, got {tile_batch}")
     if tile_px == "auto":
-        tile_px = auto_tile_px(model)
+        tile_px = auto_tile_px(model, tile_batch)
+    how = _Tiling(
+        overlap_px=overlap_px,
+        batch=tile_batch,
+        train_patch_px=train_patch_px,
+        autocast=autocast,
+        on_tile=on_tile,
+    )
     with local_statistics(model, train_patch_px):
         restored: NDArray[Any] = _halving(
-            lambda side: _restore(model, image, train_patch_px, side, overlap_px, autocast, on_tile),
-            tile_px,
-            max(image.shape[:2]),
+            lambda side: _restore(model, image, side, how), tile_px, max(image.shape[:2])
         )
     if is_gray:
         return restored.mean(axis=2).round().astype(lq_hwc.dtype)
@@ -146,20 +170,12 @@ def _halving(run: Callable[[int | None], NDArray[Any]], tile_px: int | None, lon
         torch.cuda.empty_cache()
 
 
-def _restore(
-    model: NAFNet,
-    image: NDArray[Any],
-    train_patch_px: int | None,
-    tile_px: int | None,
-    overlap_px: int | None,
-    autocast: bool,
-    on_tile: Callable[[int, int], None],
-) -> NDArray[Any]:
-    white = float(np.iinfo(image.dtype).max)
+def _restore(model: NAFNet, image: NDArray[Any], tile_px: int | None, how: _Tiling) -> NDArray[Any]:
     if tile_px is None or max(image.shape[:2]) <= tile_px:
-        return _quantized(_run(model, image, white, autocast), white, image.dtype)
+        return _quantized(_run(model, np.stack([image]), how.autocast)[0], image.dtype)
+    overlap_px = how.overlap_px
     if overlap_px is None:
-        overlap_px = default_overlap_px(train_patch_px, tile_px)
+        overlap_px = default_overlap_px(how.train_patch_px, tile_px)
     if not 0 <= 2 * overlap_px < tile_px:
         raise ValueError(f"overlap {overlap_px} px must be below half of the tile, {tile_px} px")
     if tile_px - overlap_px < model.config.stride_px:
@@ -167,7 +183,7 @@ def _restore(
             f"tile {tile_px} px must exceed the overlap, {overlap_px} px, "
             f"by the network's stride, {model.config.stride_px} px"
         )
-    return _run_tiled(model, image, white, tile_px, overlap_px, autocast, on_tile)
+    return _run_tiled(model, image, tile_px, overlap_px, how)
 
 
 def tiles(height: int, width: int, tile_px: int, overlap_px: int, align_px: int = 1) -> Iterator[Tile]:
@@ -182,53 +198,60 @@ def tiles(height: int, width: int, tile_px: int, overlap_px: int, align_px: int 
 
 
 def _spans(length: int, tile_px: int, overlap_px: int, align_px: int) -> list[tuple[int, int]]:
-    """Start and length of as few equal tiles as cover an axis: no more of it is run twice than need be."""
+    """Start and length of as few tiles as cover an axis, so that no more of it is run twice than need be.
+
+    All but the last are equal, to be run in batches; that one ends with the axis, and is hardly shorter.
+    """
     if length <= tile_px:
         return [(0, length)]
     number = -(-(length - overlap_px) // (tile_px - overlap_px - align_px + 1))
     starts = sorted({i * (length - overlap_px) // number // align_px * align_px for i in range(number)})
-    stops = [start + overlap_px for start in starts[1:]] + [length]
-    return [(start, stop - start) for start, stop in zip(starts, stops, strict=True)]
+    longest = max(after - start for start, after in pairwise([*starts, length - overlap_px])) + overlap_px
+    return [(start, min(longest, length - start)) for start in starts]
 
 
 def _run_tiled(
-    model: NAFNet,
-    lq_hwc: NDArray[np.uint8] | NDArray[np.uint16],
-    white: float,
-    tile_px: int,
-    overlap_px: int,
-    autocast: bool,
-    on_tile: Callable[[int, int], None],
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    model: NAFNet, image: NDArray[Any], tile_px: int, overlap_px: int, how: _Tiling
+) -> NDArray[Any]:
     # One band of tiles is blended at a time, so that the float sums never cover the whole photo.
-    height, width = lq_hwc.shape[:2]
-    restored = np.empty_like(lq_hwc)
+    height, width = image.shape[:2]
+    restored = np.empty_like(image)
     # The network downsamples on a grid: a tile off the whole image's grid gives other pixels, not just seams.
     rows = _spans(height, tile_px, overlap_px, model.config.stride_px)
     cols = _spans(width, tile_px, overlap_px, model.config.stride_px)
     tallest = max(tile_height for _, tile_height in rows)
-    total = torch.zeros(tallest, width, lq_hwc.shape[2])
+    total = torch.zeros(tallest, width, image.shape[2])
     weight = torch.zeros(tallest, width, 1)
+    num_done = 0
     for index, (top, tile_height) in enumerate(rows):
-        for column, (left, tile_width) in enumerate(cols, start=1):
-            patch = lq_hwc[top : top + tile_height, left : left + tile_width]
-            ramp = (
-                _ramp(tile_height, top, height, overlap_px)[:, None, None]
-                * _ramp(tile_width, left, width, overlap_px)[None, :, None]
-            )
-            total[:tile_height, left : left + tile_width] += _run(model, patch, white, autocast) * ramp
-            weight[:tile_height, left : left + tile_width] += ramp
-            on_tile(index * len(cols) + column, len(rows) * len(cols))
+        band = image[top : top + tile_height]
+        ramp_down = _ramp(tile_height, top, height, overlap_px)[:, None, None]
+        for lefts, tile_width in _batches(cols, how.batch):
+            batch = np.stack([band[:, left : left + tile_width] for left in lefts])
+            for left, piece in zip(lefts, _run(model, batch, how.autocast), strict=True):
+                ramp = ramp_down * _ramp(tile_width, left, width, overlap_px)[None, :, None]
+                total[:tile_height, left : left + tile_width] += piece * ramp
+                weight[:tile_height, left : left + tile_width] += ramp
+            num_done += len(lefts)
+            how.on_tile(num_done, len(rows) * len(cols))
         done = (rows[index + 1][0] if index + 1 < len(rows) else height) - top
         total[:done] /= weight[:done]
         for row in range(0, done, _QUANTIZED_ROWS):
             part = slice(row, min(row + _QUANTIZED_ROWS, done))
-            restored[top + part.start : top + part.stop] = _quantized(total[part], white, lq_hwc.dtype)
+            restored[top + part.start : top + part.stop] = _quantized(total[part], image.dtype)
         for sums in (total, weight):
             kept = sums[done:].clone()
             sums.zero_()
             sums[: len(kept)] = kept
     return restored
+
+
+def _batches(spans: list[tuple[int, int]], size: int) -> Iterator[tuple[list[int], int]]:
+    """Starts of up to `size` consecutive spans of one length, and that length."""
+    for length, same in groupby(spans, key=itemgetter(1)):
+        starts = [start for start, _ in same]
+        for first in range(0, len(starts), size):
+            yield starts[first : first + size], length
 
 
 def _ramp(length: int, start: int, total: int, overlap_px: int) -> Tensor:
@@ -242,13 +265,15 @@ def _ramp(length: int, start: int, total: int, overlap_px: int) -> Tensor:
     return ramp
 
 
-def _run(
-    model: NAFNet, lq_hwc: NDArray[np.uint8] | NDArray[np.uint16], white: float, autocast: bool
-) -> Tensor:
-    """Run the network on one piece: (H, W, C) integers → (H, W, C) fp32 on the CPU, in 0…1."""
+def _run(model: NAFNet, images: NDArray[Any], autocast: bool) -> Tensor:
+    """Run the network: (N, H, W, C) uint8 or uint16, full range → (N, H, W, C) fp32 on the CPU, about 0…1."""
     device = next(model.parameters()).device
-    integers = torch.from_numpy(np.ascontiguousarray(lq_hwc).astype(np.int32))
-    lq_nchw = integers.to(device).float().div_(white).permute(2, 0, 1)[None]
+    # torch has few kernels for uint16.
+    integers = torch.from_numpy(images.astype(np.int32) if images.dtype == np.uint16 else images)
+    if device.type == "cuda":
+        integers = integers.pin_memory()
+    lq = integers.to(device, non_blocking=True).float().div_(float(np.iinfo(images.dtype).max))
+    lq_nchw = lq.permute(0, 3, 1, 2)
     height, width = lq_nchw.shape[-2:]
     stride = model.config.stride_px
     bottom, right = -height % stride, -width % stride
@@ -257,8 +282,8 @@ def _run(
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
         # Strips pay where maps outgrow the caches: not on a GPU, whose memory is as fast for all of them.
         restored = forward_in_strips(model, padded) if device.type == "cpu" else model(padded)
-    return restored[0, :, :height, :width].permute(1, 2, 0).float().cpu()
+    return restored[..., :height, :width].permute(0, 2, 3, 1).float().cpu()
 
 
-def _quantized(image: Tensor, white: float, dtype: np.dtype) -> NDArray:
-    return image.clamp(0, 1).mul(white).round().numpy().astype(dtype)
+def _quantized(image: Tensor, dtype: np.dtype) -> NDArray:
+    return image.clamp(0, 1).mul(float(np.iinfo(dtype).max)).round().numpy().astype(dtype)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nafnet_core import NAFNet, NAFNetConfig, restore_image
 from nafnet_core.local_stats import LocalMean, local_statistics, spread, window_means
+from nafnet_core.strips import forward_in_strips
 from tests.nafnet_core.networks import (
     DEEP,
     SMALL,
@@ -118,6 +119,51 @@ def test_output_is_the_references(config: NAFNetConfig, train_patch_px: int, hei
         torch.testing.assert_close(restored, reference(lq), rtol=0, atol=1e-5)
         if min(height, width) > 1:
             assert (restored - model(lq)).abs().max() > 0.01, "local and global statistics do not differ"
+
+
+@pytest.mark.parametrize("config", [SMALL, DEEP], ids=["small", "deep"])
+@pytest.mark.parametrize("train_patch_px", [None, 64])
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (255, 257), (720, 1280)])
+def test_large_outputs_are_the_references(
+    monkeypatch: pytest.MonkeyPatch,
+    config: NAFNetConfig,
+    train_patch_px: int | None,
+    height: int,
+    width: int,
+) -> None:
+    """Against fp64, whose integral images can be taken for exact."""
+    model = lively_network(config)
+    lq = photo_nchw(height, width)
+    reference = reference_of(model).double()
+    if train_patch_px is not None:
+        reference.localize(train_patch_px)
+        monkeypatch.setattr("tests.reference.naive_local_mean", _integral_local_mean)
+    with torch.no_grad(), local_statistics(model, train_patch_px):
+        expected = reference(lq.double())
+        assert (expected - lq).abs().mean() > 0.01
+        torch.testing.assert_close(model(lq).double(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(forward_in_strips(model, lq).double(), expected, rtol=0, atol=1e-5)
+
+
+def _integral_local_mean(x: torch.Tensor, window_px: int) -> torch.Tensor:
+    height, width = x.shape[-2:]
+    rows, cols = min(window_px, height), min(window_px, width)
+    sums = F.pad(x.cumsum(dim=-1).cumsum(dim=-2), (1, 0, 1, 0))
+    means = (
+        sums[..., rows:, cols:]
+        + sums[..., :-rows, :-cols]
+        - sums[..., rows:, :-cols]
+        - sums[..., :-rows, cols:]
+    ) / (rows * cols)
+    top, left = (height - means.shape[-2]) // 2, (width - means.shape[-1]) // 2
+    below, right = height - means.shape[-2] - top, width - means.shape[-1] - left
+    return F.pad(means, (left, right, top, below), mode="replicate")
+
+
+def test_integral_judge_is_the_naive_one() -> None:
+    x = torch.rand(1, 2, 23, 40, dtype=torch.float64)
+    for window_px in (5, 8, 30):
+        torch.testing.assert_close(_integral_local_mean(x, window_px), naive_local_mean(x, window_px))
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 120), (120, 20)])
