@@ -1,12 +1,17 @@
-"""Synthetic degradation: blur kernels, and the camera that records through them.
+"""Synthetic degradation: what a camera makes of a sharp scene.
 
-A sharp photo is taken to linear light, blurred by a kernel, given shot and read noise, and brought back.
-Everything is a function of the generator that is handed in, so the same seed gives the same pixels.
+    rng = sample_rng(seed, number)
+    degradation = draw_degradation(rng, kinds=("shake",), min_size_px=3, max_size_px=20, max_noise=0.004)
+    lq = degrade(gt, degradation, rng)
+
+A composition, in the camera's order: clipped highlights are given back their light, the scene is blurred in
+linear light, photons and read-out add noise, the response curve is applied, and the file is compressed.
+Everything follows from the generator that is handed in, so the same seed and number give the same pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -14,17 +19,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Kernel = NDArray[np.float32]
-BlurKind = Literal["shake", "defocus", "gaussian", "measured"]
+from nafnet_core.kernels import Kernel, disc_kernel, gaussian_kernel, rasterized, shake_kernel, shake_path
+
+BlurKind = Literal["shake", "varying", "defocus", "gaussian", "measured"]
+Image = NDArray[np.uint8]
+LinearImage = NDArray[np.float32]
 
 GAMMA = 2.2  # Camera response assumed by GoPro's authors (Nah et al., CVPR 2017, section 2).
-_SHAKE_STEPS = 256
-_OVERSAMPLING = 4
+_CLIPPED = 254  # From here on a value may have been anything brighter.
+_GRID_CELLS = 4  # a side, of the kernels between which a varying blur is interpolated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Degradation:
-    """Everything drawn for one image, apart from the noise itself."""
+    """Everything drawn for one image, apart from the path and the noise themselves."""
 
     kind: BlurKind
     size_px: float
@@ -35,9 +43,21 @@ class Degradation:
     """Standard deviation of the read-out noise in linear light."""
     highlight_gain: float
     """How much brighter than white clipped highlights are taken to have been; 1 keeps them."""
+    jpeg_quality: int | None = None
+    """0…100; None keeps the image uncompressed."""
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+def sample_rng(seed: int, number: int) -> np.random.Generator:
+    """Generator of sample `number` of a series: a counter-based one, so that any of them comes first.
+
+    Args:
+        seed, number: 0…2⁶⁴ − 1.
+    """
+    # An array, because NumPy makes floats of a list with a number from 2^63 on: samples would coincide.
+    return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
 
 
 def draw_degradation(
@@ -47,6 +67,7 @@ def draw_degradation(
     min_size_px: float,
     max_size_px: float,
     max_noise: float,
+    min_jpeg_quality: int | None = None,
 ) -> Degradation:
     """Draw the parameters of one degradation.
 
@@ -56,26 +77,28 @@ def draw_degradation(
         min_size_px, max_size_px: range of a shake's extent; discs take half of it, gaussians a sixth,
             which look about as strong.
         max_noise: upper end of the read noise; the shot noise variance reaches a tenth of it. 0 for none.
+        min_jpeg_quality: lower end of the quality, of which 95 is the upper; None for no compression.
     """
     kind = kinds[int(rng.integers(len(kinds)))]
     size = float(rng.uniform(min_size_px, max_size_px))
-    share = {"shake": 1.0, "measured": 1.0, "defocus": 1 / 2, "gaussian": 1 / 6}[kind]
+    share = {"defocus": 1 / 2, "gaussian": 1 / 6}.get(kind, 1.0)
     return Degradation(
         kind=kind,
         size_px=size * share,
         shot_noise=float(rng.uniform(0, max_noise / 10)),
         read_noise=float(rng.uniform(0, max_noise)),
         highlight_gain=float(rng.uniform(1.0, 2.0)),
+        jpeg_quality=None if min_jpeg_quality is None else int(rng.integers(min_jpeg_quality, 96)),
     )
 
 
 def degrade(
-    sharp_hwc_u8: NDArray[np.uint8],
+    sharp_hwc_u8: Image,
     degradation: Degradation,
     rng: np.random.Generator,
     *,
     measured_kernels: Sequence[Kernel] = (),
-) -> NDArray[np.uint8]:
+) -> Image:
     """Blur one image as a camera would.
 
     Args:
@@ -90,113 +113,147 @@ def degrade(
     Raises:
         ValueError: `kind` is `measured` and there are no measured kernels.
     """
-    linear = (sharp_hwc_u8.astype(np.float32) / 255) ** GAMMA
+    linear = to_linear(sharp_hwc_u8)
     if degradation.highlight_gain > 1:
         # A clipped pixel was brighter than white: unclipped, it smears into the streaks of real night shots.
-        linear[sharp_hwc_u8.min(axis=2) >= 254] *= degradation.highlight_gain
-    kernel = _kernel_for(degradation, rng, measured_kernels)
-    blurred = cv2.filter2D(linear, -1, cv2.flip(kernel, -1), borderType=cv2.BORDER_REFLECT_101).clip(0, None)
-    if degradation.shot_noise or degradation.read_noise:
-        sigma = np.sqrt(blurred * degradation.shot_noise + degradation.read_noise**2)
-        blurred += sigma * rng.standard_normal(blurred.shape, dtype=np.float32)
-    encoded = blurred.clip(0, 1) ** (1 / GAMMA)
-    return np.rint(encoded * 255).astype(np.uint8)
+        linear[sharp_hwc_u8.min(axis=2) >= _CLIPPED] *= degradation.highlight_gain
+    blurred = _blurred(linear, degradation, rng, measured_kernels)
+    return _developed(blurred, degradation, rng)
 
 
-def shake_kernel(rng: np.random.Generator, extent_px: float) -> Kernel:
-    """Kernel of a hand-held exposure: a smooth path whose direction drifts and now and then jerks.
-
-    After the trajectory model of Boracchi & Foi 2012 ("Modeling the performance of image restoration from
-    motion blur", section III): constant speed, a random force, a pull back to the start, rare jerks. The
-    path is scaled to `extent_px` afterwards, so that the strength is known whatever way it winds.
+def average_frames(
+    frames_hwc_u8: Iterable[Image],
+    degradation: Degradation | None = None,
+    rng: np.random.Generator | None = None,
+) -> Image:
+    """Blur of real motion: the mean of consecutive sharp frames in linear light (Nah et al. 2017, section 2).
 
     Args:
-        rng: draws the trajectory.
-        extent_px: diagonal of the path's bounding box, at least 0.
+        frames_hwc_u8: (H, W, 3) RGB frames of one size, one at a time; the middle one is the sharp image.
+        degradation: noise and compression to add; its blur and highlights are not looked at. None adds none.
+        rng: draws the noise; needed with `degradation`.
 
     Returns:
-        (K, K) float32 with K odd, non-negative, sum 1, centre of mass in the middle.
-    """
-    anxiety = rng.uniform(0, 0.12)
-    pull = rng.uniform(0, 0.7) / _SHAKE_STEPS
-    jerk_probability = rng.uniform(0, 1.5) / _SHAKE_STEPS
-    tremor = rng.standard_normal((_SHAKE_STEPS, 2)) @ np.array([1, 1j])
-    jerks = rng.random(_SHAKE_STEPS) < jerk_probability
-    turns = np.exp(1j * rng.uniform(0, 2 * np.pi, _SHAKE_STEPS))
-    velocity, path = turns[0], np.zeros(_SHAKE_STEPS, dtype=np.complex128)
-    for step in range(1, _SHAKE_STEPS):
-        velocity += anxiety * (tremor[step] - pull * path[step - 1])
-        if jerks[step]:
-            velocity += 2 * turns[step]
-        velocity /= max(abs(velocity), 1e-9)
-        path[step] = path[step - 1] + velocity
-    extent = abs(complex(np.ptp(path.real), np.ptp(path.imag)))
-    path *= extent_px / max(extent, 1e-9)
-    return _rasterize(path - path.mean())
-
-
-def disc_kernel(diameter_px: float) -> Kernel:
-    """Kernel of a defocused lens: an anti-aliased disc; (K, K) float32, sum 1."""
-    side = _odd_side(diameter_px)
-    grid = (np.arange(side * _OVERSAMPLING) + 0.5) / _OVERSAMPLING - side / 2
-    disc = (grid[:, None] ** 2 + grid[None, :] ** 2 <= (max(diameter_px, 1.0) / 2) ** 2).astype(np.float32)
-    return _normalized(
-        disc.reshape(side, _OVERSAMPLING, side, _OVERSAMPLING).mean(axis=(1, 3), dtype=np.float32)
-    )
-
-
-def gaussian_kernel(sigma_px: float) -> Kernel:
-    """Isotropic gaussian cut at 3 σ; (K, K) float32, sum 1."""
-    side = _odd_side(6 * sigma_px)
-    taps = cv2.getGaussianKernel(side, max(sigma_px, 1e-3), cv2.CV_32F)
-    return _normalized(taps @ taps.T)
-
-
-def centred(kernel: NDArray[np.floating]) -> Kernel:
-    """Normalise a measured kernel: sum 1, centre of mass moved to the middle (sub-pixel), odd side.
+        (H, W, 3) uint8.
 
     Raises:
-        ValueError: it is not two-dimensional, has a negative or non-finite value, or is all zero.
+        ValueError: no frames, or frames of several sizes.
     """
-    if kernel.ndim != 2 or not np.isfinite(kernel).all() or kernel.min() < 0 or kernel.sum() <= 0:
-        raise ValueError("a blur kernel is a 2-D array of non-negative numbers, not all zero")
-    rows, cols = np.nonzero(kernel)
-    weights = kernel[rows, cols].astype(np.float64)
-    points = (cols + 1j * rows) - np.average(cols + 1j * rows, weights=weights)
-    return _rasterize(points, weights)
+    total, number = None, 0
+    for frame in frames_hwc_u8:
+        if total is None:
+            total = np.zeros(frame.shape, np.float64)
+        elif frame.shape != total.shape:
+            raise ValueError(f"frames of several sizes: {total.shape} and {frame.shape}")
+        total += to_linear(frame)
+        number += 1
+    if total is None:
+        raise ValueError("no frames to average")
+    mean = (total / number).astype(np.float32)
+    if degradation is None or rng is None:
+        return from_linear(mean)
+    return _developed(mean, degradation, rng)
 
 
-def _kernel_for(degradation: Degradation, rng: np.random.Generator, measured: Sequence[Kernel]) -> Kernel:
+def to_linear(image_hwc_u8: Image) -> LinearImage:
+    """Encoded 0…255 → linear light, white being 1."""
+    return _LINEAR_OF[image_hwc_u8]
+
+
+def from_linear(linear: LinearImage) -> Image:
+    """Linear light, clipped to 0…1 → encoded 0…255."""
+    return np.rint(linear.clip(0, 1) ** (1 / GAMMA) * 255).astype(np.uint8)
+
+
+def varying_blur(
+    linear: LinearImage, path: NDArray[np.complex128], roll_rad: NDArray[np.float64]
+) -> LinearImage:
+    """Blur of a camera that shifts and rolls about its axis: the further from the centre, the more it turns.
+
+    Each point moves along `path` plus its share of the roll. Kernels are taken at the nodes of a grid and
+    interpolated in between, by blending the images that they make (Hirsch et al., "Efficient filter flow for
+    space-variant multiframe blind deconvolution", CVPR 2010).
+
+    Args:
+        linear: (H, W, 3) in linear light.
+        path: (T,) shift over the exposure, x + iy in pixels.
+        roll_rad: (T,) angle over the exposure.
+
+    Returns:
+        (H, W, 3), nowhere shifted on average.
+    """
+    height, width = linear.shape[:2]
+    path, roll_rad = path - path.mean(), roll_rad - roll_rad.mean()
+    centre = complex((width - 1) / 2, (height - 1) / 2)
+    rows, cols = (np.unique(np.linspace(0, length - 1, _GRID_CELLS + 1)) for length in (height, width))
+    result = np.zeros_like(linear)
+    for row, row_weights in zip(rows, _hats(rows, height), strict=True):
+        for col, col_weights in zip(cols, _hats(cols, width), strict=True):
+            kernel = rasterized(path + 1j * roll_rad * (complex(col, row) - centre))
+            inside = np.ix_(*(np.flatnonzero(weights) for weights in (row_weights, col_weights)))
+            top, bottom = inside[0].min(), inside[0].max() + 1
+            left, right = inside[1].min(), inside[1].max() + 1
+            # With what the kernel reaches beyond, where there is more of the image.
+            reach = kernel.shape[0] // 2
+            first_row, first_col = max(0, top - reach), max(0, left - reach)
+            piece = _filtered(linear[first_row : bottom + reach, first_col : right + reach], kernel)
+            piece = piece[top - first_row : bottom - first_row, left - first_col : right - first_col]
+            weights = np.outer(row_weights[top:bottom], col_weights[left:right])[..., None]
+            result[top:bottom, left:right] += piece * weights.astype(np.float32)
+    return result
+
+
+def _hats(nodes: NDArray[np.float64], length: int) -> NDArray[np.float64]:
+    """(nodes, length) weights of linear interpolation between nodes; they add up to 1 at every pixel."""
+    return np.array([np.interp(np.arange(length), nodes, unit) for unit in np.eye(len(nodes))])
+
+
+def _blurred(
+    linear: LinearImage, degradation: Degradation, rng: np.random.Generator, measured: Sequence[Kernel]
+) -> LinearImage:
+    size_px = degradation.size_px
     match degradation.kind:
         case "shake":
-            return shake_kernel(rng, degradation.size_px)
+            kernel = shake_kernel(rng, size_px)
+        case "varying":
+            return _shaken_and_rolled(linear, size_px, rng)
         case "defocus":
-            return disc_kernel(degradation.size_px)
+            kernel = disc_kernel(size_px)
         case "gaussian":
-            return gaussian_kernel(degradation.size_px)
+            kernel = gaussian_kernel(size_px)
         case "measured":
             if not measured:
                 raise ValueError("`measured` blur needs kernels")
-            return measured[int(rng.integers(len(measured)))]
+            kernel = measured[int(rng.integers(len(measured)))]
+    return _filtered(linear, kernel)
 
 
-def _rasterize(points: NDArray[np.complex128], weights: NDArray[np.float64] | None = None) -> Kernel:
-    """Splat points (x + iy, around 0) bilinearly into the smallest odd square that holds them."""
-    reach = max(np.abs(points.real).max(), np.abs(points.imag).max())
-    half = int(np.ceil(reach)) + 1
-    kernel = np.zeros((2 * half + 1, 2 * half + 1), dtype=np.float64)
-    x, y = points.real + half, points.imag + half
-    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
-    weights = np.ones(points.shape) if weights is None else weights
-    for dy, wy in ((0, 1 - (y - top)), (1, y - top)):
-        for dx, wx in ((0, 1 - (x - left)), (1, x - left)):
-            np.add.at(kernel, (top + dy, left + dx), weights * wy * wx)
-    return _normalized(kernel)
+def _shaken_and_rolled(linear: LinearImage, size_px: float, rng: np.random.Generator) -> LinearImage:
+    """A shake of up to `size_px`, of which the roll makes a random part at the corners."""
+    roll_share = rng.uniform(0.3, 0.9)
+    path = shake_path(rng, size_px * (1 - roll_share))
+    # Along the same sort of path as a shift: smooth, with a jerk now and then.
+    roll_px = shake_path(rng, size_px * roll_share).real
+    corner_px = max(1.0, np.hypot(*linear.shape[:2]) / 2)
+    return varying_blur(linear, path, roll_px / corner_px)
 
 
-def _normalized(kernel: NDArray[np.floating]) -> Kernel:
-    return (kernel / kernel.sum()).astype(np.float32)
+def _filtered(linear: LinearImage, kernel: Kernel) -> LinearImage:
+    return cv2.filter2D(linear, -1, cv2.flip(kernel, -1), borderType=cv2.BORDER_REFLECT_101).clip(0, None)
 
 
-def _odd_side(extent_px: float) -> int:
-    return 2 * int(np.ceil(max(extent_px, 1.0) / 2)) + 1
+def _developed(linear: LinearImage, degradation: Degradation, rng: np.random.Generator) -> Image:
+    """What the sensor and the file add: noise, the response curve, compression."""
+    if degradation.shot_noise or degradation.read_noise:
+        sigma = np.sqrt(linear * degradation.shot_noise + degradation.read_noise**2)
+        linear = linear + sigma * rng.standard_normal(linear.shape, dtype=np.float32)
+    image = from_linear(linear)
+    if degradation.jpeg_quality is None:
+        return image
+    done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, degradation.jpeg_quality])
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert done and decoded is not None
+    return np.ascontiguousarray(decoded[..., ::-1], dtype=np.uint8)
+
+
+_LINEAR_OF = ((np.arange(256) / 255) ** GAMMA).astype(np.float32)

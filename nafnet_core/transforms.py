@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+
+_ORDERS = tuple(permutations(range(3)))
 
 
 def crop(image_hwc: Image, top: int, left: int, size_px: int) -> Image:
@@ -27,6 +32,37 @@ def dihedral(image_hwc: Image, variant: int) -> Image:
     if variant & 4:
         image_hwc = image_hwc.transpose(1, 0, 2)
     return image_hwc
+
+
+def channel_order(image_hwc: Image, variant: int) -> Image:
+    """One of the six orders of the channels, as a copy: a network may not rely on the colour of things.
+
+    Args:
+        image_hwc: (H, W, 3).
+        variant: 0…5, in lexicographic order. 0 changes nothing.
+    """
+    return image_hwc[..., list(_ORDERS[variant])]
+
+
+def cutblur(lq_hwc: Image, gt_hwc: Image, box: Box, *, sharp_inside: bool) -> Image:
+    """Degraded image of which a part is sharp, so that a network learns where, not only how, to deblur.
+
+    Yoo et al., "Rethinking Data Augmentation for Image Super-resolution", CVPR 2020, section 3.2.
+
+    Args:
+        lq_hwc, gt_hwc: (H, W, C) of one shape.
+        box: top, left, height and width of the part.
+        sharp_inside: the box is sharp and the rest blurred, or the other way round.
+
+    Returns:
+        (H, W, C), a copy.
+    """
+    top, left, height, width = box
+    inside = (slice(top, top + height), slice(left, left + width))
+    source, rest = (gt_hwc, lq_hwc) if sharp_inside else (lq_hwc, gt_hwc)
+    mixed = rest.copy()
+    mixed[inside] = source[inside]
+    return mixed
 
 
 def crop_corners(length_px: int, crop_px: int, stride_px: int, min_remainder_px: int) -> list[int]:

@@ -98,6 +98,10 @@ class DataSection(Section):
     """Pairs shuffled among one another; a window is a random set of runs of consecutive pairs."""
     augment: bool = True
     """The eight flips and quarter turns."""
+    cutblur: float = Field(0.0, ge=0, le=1)
+    """Probability that a part of the blurred patch is made sharp (Yoo et al. 2020)."""
+    channel_shuffle: float = Field(0.0, ge=0, le=1)
+    """Probability that the colour channels of a pair change places."""
 
 
 class BudgetSection(Section):

@@ -24,9 +24,9 @@ from ray.exceptions import RayTaskError
 
 from cluster.connect import quiet_data_context
 from nafnet_core import InputError
-from nafnet_core.transforms import dihedral
+from nafnet_core.transforms import channel_order, cutblur, dihedral
 from pipelines.config import DataSection
-from pipelines.plan import SamplePlan, rank_slice
+from pipelines.plan import SamplePlan, drawn_augmentation, rank_slice
 from pipelines.store import PairStore, read_manifest
 
 # A window is read while the one before is trained on; two more may wait in the object store.
@@ -64,6 +64,8 @@ def plan_for(data: DataSection, *, seed: int) -> SamplePlan:
         weights=tuple(store.weight for store in data.train),
         window_pairs=data.shuffle_window_pairs,
         augment=data.augment,
+        cutblur=data.cutblur,
+        channel_shuffle=data.channel_shuffle,
     )
 
 
@@ -94,6 +96,11 @@ def read_patches(
         )
         variant = int(planned.variant[row])
         lq[row], gt[row] = (dihedral(image, variant) for image in pair)
+        if plan.cutblur or plan.channel_shuffle:
+            extra = drawn_augmentation(plan, int(planned.seed[row]), patch_px)
+            if extra.sharp_box is not None:
+                lq[row] = cutblur(lq[row], gt[row], extra.sharp_box, sharp_inside=extra.sharp_inside)
+            lq[row], gt[row] = (channel_order(image, extra.channels) for image in (lq[row], gt[row]))
     return PatchBatch(samples=numbers, lq=lq, gt=gt)
 
 

@@ -17,8 +17,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from nafnet_core.transforms import Box
+
 _WORDS_PER_SAMPLE = 4  # one Philox block: top, left, variant, degradation
-_STREAM_PATCH, _STREAM_SEGMENTS, _STREAM_WINDOW = 1, 2, 3
+_STREAM_PATCH, _STREAM_SEGMENTS, _STREAM_WINDOW, _STREAM_AUGMENTATION = 1, 2, 3, 4
 SEGMENT_PAIRS = 256
 
 
@@ -36,7 +38,7 @@ class PlannedSamples:
     variant: NDArray[np.int64]
     """Flips and quarter turns, 0…7; see `nafnet_core.transforms.dihedral`."""
     seed: NDArray[np.uint64]
-    """Seed of an on-the-fly degradation."""
+    """Seed of what else is drawn for a sample: `drawn_augmentation`, an on-the-fly degradation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,9 @@ class SamplePlan:
     """Passes over each store in one epoch."""
     window_pairs: int
     augment: bool = True
+    cutblur: float = 0.0
+    channel_shuffle: float = 0.0
+    """Probabilities."""
 
     @property
     def epoch_samples(self) -> int:
@@ -115,6 +120,37 @@ class SamplePlan:
         # A store visited 0.4 times an epoch goes on where the last epoch left it.
         quotas = np.array(self._quotas())
         return store, (epoch * quotas[store] + virtual) % np.array(self.store_pairs)[store]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """What is done to one pair beside its flips and turns."""
+
+    channels: int
+    """Order of the channels, 0…5; see `nafnet_core.transforms.channel_order`."""
+    sharp_box: Box | None
+    """Part that CutBlur makes sharp, or leaves blurred; None for no CutBlur."""
+    sharp_inside: bool
+
+
+def drawn_augmentation(plan: SamplePlan, seed: int, patch_px: int) -> Augmentation:
+    """Draw one sample's colour and CutBlur from its seed alone.
+
+    CutBlur's box has sides of 0.7 ± 0.1 of the patch, as its authors' λ (section 4.1 of Yoo et al. 2020).
+    """
+    # An array: of a list with a number from 2^63 on NumPy makes floats.
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, _STREAM_AUGMENTATION], np.uint64)))
+    shuffled, cut = rng.random(2) < (plan.channel_shuffle, plan.cutblur)
+    channels = int(rng.integers(6)) if shuffled else 0
+    if not cut:
+        return Augmentation(channels=channels, sharp_box=None, sharp_inside=False)
+    height, width = (
+        int(side) for side in np.rint(patch_px * rng.normal(0.7, 0.1, 2).clip(0.1, 0.9)).clip(1, patch_px)
+    )
+    top, left = int(rng.integers(patch_px - height + 1)), int(rng.integers(patch_px - width + 1))
+    return Augmentation(
+        channels=channels, sharp_box=(top, left, height, width), sharp_inside=bool(rng.integers(2))
+    )
 
 
 def rank_slice(batch: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nafnet_core import InputError
-from nafnet_core.blur import BlurKind, Kernel, centred, degrade, draw_degradation
+from nafnet_core.blur import BlurKind, degrade, draw_degradation, sample_rng
+from nafnet_core.kernels import Kernel, centred
 from pipelines.files import make_folder, written_aside
 from pipelines.images import encode_png, list_images, read_rgb_u8
 from pipelines.pictures import label_bar
@@ -48,6 +49,8 @@ class SynthConfig:
     """Range of the blur's extent. GoPro's blurs reach some 30 px at 1280×720."""
     max_noise: float = 0.004
     """Upper end of the read noise, linear light, 1.0 being white: 0.004 is a phone at ISO 400 or so."""
+    min_jpeg_quality: int | None = None
+    """Blurred images are compressed, at qualities from this to 95; None leaves them as they are."""
     max_side_px: int | None = None
     """Photos are shrunk (by area) to this longer side first."""
     kernels: Path | None = None
@@ -144,16 +147,15 @@ def _blur_photo(
         folder.mkdir(parents=True, exist_ok=True)
     records = []
     for variant in range(config.variants):
-        # Counter-based: the draw depends on seed, name and variant only, not on order or threads.
-        # An array, because NumPy makes floats of a list with a number from 2^63 on: variants would coincide.
-        key = np.array([config.seed, zlib.crc32(name.encode()) << 32 | variant], np.uint64)
-        rng = np.random.Generator(np.random.Philox(key=key))
+        # From seed, name and variant only, not from order or threads.
+        rng = sample_rng(config.seed, zlib.crc32(name.encode()) << 32 | variant)
         degradation = draw_degradation(
             rng,
             kinds=config.kinds,
             min_size_px=config.min_size_px,
             max_size_px=config.max_size_px,
             max_noise=config.max_noise,
+            min_jpeg_quality=config.min_jpeg_quality,
         )
         blurred = degrade(sharp, degradation, rng, measured_kernels=kernels)
         _write_png(folders[0] / f"{variant}.png", blurred)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -23,11 +23,14 @@ def synth(
     variants: Annotated[int, typer.Option(min=1, help="Differently blurred copies of each photo.")] = 1,
     kind: Annotated[
         list[str] | None,
-        typer.Option(help="shake, defocus, gaussian, measured; repeatable. [default: shake]"),
+        typer.Option(help="shake, varying, defocus, gaussian, measured; repeatable. [default: shake]"),
     ] = None,
     min_size: Annotated[float, typer.Option(help="Smallest extent of the blur, px.")] = 3.0,
     max_size: Annotated[float, typer.Option(help="Largest extent of the blur, px.")] = 15.0,
     max_noise: Annotated[float, typer.Option(help="Read noise, linear light, 1 is white.")] = 0.004,
+    jpeg_quality: Annotated[
+        int | None, typer.Option(min=1, max=95, help="Compress blurred images: from this quality to 95.")
+    ] = None,
     max_side: Annotated[int | None, typer.Option(min=64, help="Shrink photos to this longer side.")] = None,
     kernels: Annotated[
         Path | None, typer.Option(help="Folder of measured kernels, for kind measured.")
@@ -38,7 +41,7 @@ def synth(
     """Make blurred/sharp pairs from sharp photos."""
     from pipelines import synth as stage
 
-    known = ("shake", "defocus", "gaussian", "measured")
+    known = get_args(stage.BlurKind)
     for name in kind or ():
         if name not in known:
             raise InputError("unknown kind of blur", got=name, expected=", ".join(known))
@@ -51,6 +54,7 @@ def synth(
         min_size_px=min_size,
         max_size_px=max_size,
         max_noise=max_noise,
+        min_jpeg_quality=jpeg_quality,
         max_side_px=max_side,
         kernels=kernels,
     )

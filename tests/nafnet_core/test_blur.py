@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import math
 
+import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,49 +17,23 @@ from nafnet_core.blur import (
     GAMMA,
     BlurKind,
     Degradation,
-    Kernel,
-    centred,
+    average_frames,
     degrade,
-    disc_kernel,
     draw_degradation,
-    gaussian_kernel,
-    shake_kernel,
+    from_linear,
+    sample_rng,
+    to_linear,
+    varying_blur,
 )
+from nafnet_core.kernels import centred, gaussian_kernel, shake_kernel, shake_path
 from tests.nafnet_core.networks import photo
+from tests.nafnet_core.test_kernels import HOOK, centre_of_mass
 
-KINDS: list[BlurKind] = ["shake", "defocus", "gaussian"]
-# Longer to the right than down, heavier at one end: no flip or turn leaves it as it is.
-HOOK = np.array(
-    [
-        [0, 0, 0, 0, 0, 0, 0],
-        [0, 6, 0, 0, 0, 0, 0],
-        [0, 5, 4, 3, 2, 1, 0],
-        [0, 0, 0, 0, 0, 0, 0],
-    ],
-    dtype=np.float32,
-)
+KINDS: list[BlurKind] = ["shake", "varying", "defocus", "gaussian"]
 
 
 def blur_only(kind: BlurKind, size_px: float) -> Degradation:
     return Degradation(kind=kind, size_px=size_px, shot_noise=0.0, read_noise=0.0, highlight_gain=1.0)
-
-
-def centre_of_mass(kernel: NDArray) -> tuple[float, float]:
-    """(y, x) from the middle, in px."""
-    weights = kernel.astype(np.float64)
-    rows, cols = np.indices(kernel.shape)
-    middle_y, middle_x = (kernel.shape[0] - 1) / 2, (kernel.shape[1] - 1) / 2
-    y = (weights * rows).sum() / weights.sum() - middle_y
-    x = (weights * cols).sum() / weights.sum() - middle_x
-    return float(y), float(x)
-
-
-def assert_is_a_centred_kernel(kernel: Kernel) -> None:
-    assert kernel.dtype == np.float32
-    assert kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2 == 1
-    assert kernel.min() >= 0
-    assert kernel.sum(dtype=np.float64) == pytest.approx(1, abs=1e-5)
-    assert centre_of_mass(kernel) == pytest.approx((0, 0), abs=1e-3)
 
 
 def linear(image: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -64,142 +42,6 @@ def linear(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def psnr_db(a: NDArray, b: NDArray) -> float:
     return 10 * math.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
-
-
-# Kernels
-
-
-@settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**32), extent_px=st.floats(0, 80))
-def test_shake_kernel_is_one_and_as_large_as_asked(seed: int, extent_px: float) -> None:
-    kernel = shake_kernel(np.random.default_rng(seed), extent_px)
-    assert_is_a_centred_kernel(kernel)
-    rows, cols = np.nonzero(kernel)
-    # Splatting widens the path by less than a pixel at each end of each axis.
-    assert extent_px - 0.5 <= math.hypot(np.ptp(rows), np.ptp(cols)) <= extent_px + 2 * math.sqrt(2)
-
-
-def test_shake_kernel_is_a_path_and_not_a_blob() -> None:
-    for seed in range(10):
-        kernel = shake_kernel(np.random.default_rng(seed), 40.0)
-        # 256 splats of a line 40 px across touch a few hundred of the 1,800 pixels at most.
-        assert 20 < np.count_nonzero(kernel > 1e-6) < 600
-
-
-def test_shake_kernel_is_a_function_of_the_generator() -> None:
-    first, again, other = (shake_kernel(np.random.default_rng(seed), 20.0) for seed in (3, 3, 4))
-    assert np.array_equal(first, again)
-    assert first.shape != other.shape or not np.array_equal(first, other)
-
-
-def test_shake_kernels_point_everywhere() -> None:
-    # A bias in direction would be learnt: over many draws width and height come out alike.
-    spans = []
-    for seed in range(60):
-        rows, cols = np.nonzero(shake_kernel(np.random.default_rng(seed), 30.0))
-        spans.append((np.ptp(rows), np.ptp(cols)))
-    mean_height, mean_width = np.mean(spans, axis=0)
-    assert mean_height == pytest.approx(mean_width, rel=0.2)
-
-
-def test_shake_of_no_extent_is_a_delta() -> None:
-    kernel = shake_kernel(np.random.default_rng(0), 0.0)
-    assert kernel[kernel.shape[0] // 2, kernel.shape[1] // 2] == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize("diameter_px", [0.0, 1.0, 3.0, 6.5, 15.0, 40.0])
-def test_disc_kernel(diameter_px: float) -> None:
-    kernel = disc_kernel(diameter_px)
-    assert_is_a_centred_kernel(kernel)
-    assert np.array_equal(kernel, kernel.T) and np.array_equal(kernel, kernel[::-1])
-    if diameter_px >= 3:
-        # Flat inside, so its peak is one over the disc's area.
-        assert kernel.max() == pytest.approx(1 / (math.pi * diameter_px**2 / 4), rel=0.1)
-        assert kernel[0].max() < kernel.max()
-    else:
-        assert kernel.max() > 0.99
-
-
-@pytest.mark.parametrize("sigma_px", [0.0, 0.3, 1.0, 2.5, 6.0])
-def test_gaussian_kernel(sigma_px: float) -> None:
-    kernel = gaussian_kernel(sigma_px)
-    assert_is_a_centred_kernel(kernel)
-    assert np.allclose(kernel, kernel.T) and np.allclose(kernel, kernel[::-1])
-    side = kernel.shape[0]
-    assert side >= 6 * sigma_px
-    if sigma_px >= 1:
-        offsets = np.arange(side) - side // 2
-        spread = math.sqrt((kernel.sum(axis=0) * offsets**2).sum())
-        assert spread == pytest.approx(sigma_px, rel=0.03)
-
-
-# Measured kernels
-
-
-@pytest.mark.parametrize("scale", [1.0, 255.0, 1e-6])
-def test_measured_kernel_is_normalised_and_centred(scale: float) -> None:
-    kernel = centred(HOOK * scale)
-    assert_is_a_centred_kernel(kernel)
-    # Its spread about the centre is kept, but for the up to ¼ px² that each bilinear splat adds.
-    assert 0 <= _variance(kernel) - _variance(HOOK) <= 0.5
-
-
-def _variance(kernel: NDArray) -> float:
-    weights = kernel.astype(np.float64) / kernel.sum(dtype=np.float64)
-    rows, cols = np.indices(kernel.shape)
-    return float(sum((weights * axis**2).sum() - (weights * axis).sum() ** 2 for axis in (rows, cols)))
-
-
-def test_centring_moves_by_whole_pixels_where_it_can() -> None:
-    cross = np.zeros((9, 12), dtype=np.float64)
-    cross[2, 4] = 4
-    cross[1, 4] = cross[3, 4] = cross[2, 3] = cross[2, 5] = 1
-    expected = np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]]) / 8
-    kernel = centred(cross)
-    middle = kernel.shape[0] // 2
-    np.testing.assert_allclose(kernel[middle - 1 : middle + 2, middle - 1 : middle + 2], expected, atol=1e-7)
-
-
-def test_centring_twice_changes_nothing_more() -> None:
-    once = centred(np.pad(disc_kernel(9.0), ((0, 5), (3, 0))))
-    twice = centred(once)
-    # The border of zeros may differ.
-    border = (twice.shape[0] - once.shape[0]) // 2
-    larger, smaller = (twice, once) if border >= 0 else (once, twice)
-    np.testing.assert_allclose(larger, np.pad(smaller, abs(border)), atol=1e-5)
-
-
-def test_centring_keeps_the_orientation() -> None:
-    kernel = centred(HOOK)
-    heaviest_y, heaviest_x = np.unravel_index(kernel.argmax(), kernel.shape)
-    middle = kernel.shape[0] // 2
-    # The hook is heavy at its upper left, and its tail runs to the right.
-    assert heaviest_x < middle
-    assert kernel[:middle, :middle].sum() > kernel[:middle, middle + 1 :].sum()
-    assert np.nonzero(kernel)[1].max() - middle > middle - np.nonzero(kernel)[1].min()
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
-def test_centring_takes_any_real_dtype(dtype: type) -> None:
-    np.testing.assert_allclose(centred(HOOK.astype(dtype)), centred(HOOK), atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    "kernel",
-    [
-        np.zeros((3, 3)),
-        np.ones(5),
-        np.ones((3, 3, 3)),
-        np.array([[1.0, -0.1]]),
-        np.array([[1.0, np.nan]]),
-        np.array([[1.0, np.inf]]),
-        np.zeros((0, 3)),
-    ],
-    ids=["zero", "1-D", "3-D", "negative", "nan", "inf", "empty"],
-)
-def test_what_is_no_kernel_is_refused(kernel: NDArray) -> None:
-    with pytest.raises(ValueError, match="kernel|zero-size"):
-        centred(kernel)
 
 
 def test_measured_blur_without_kernels_is_refused() -> None:
@@ -367,9 +209,9 @@ def test_drawn_degradation_is_in_range_and_from_the_seed(seed: int) -> None:
 def test_every_kind_is_drawn_and_equally_often() -> None:
     rng = np.random.default_rng(0)
     drawn = [
-        draw_degradation(rng, kinds=KINDS, min_size_px=1, max_size_px=2, max_noise=0).kind for _ in range(600)
+        draw_degradation(rng, kinds=KINDS, min_size_px=1, max_size_px=2, max_noise=0).kind for _ in range(800)
     ]
-    assert {kind: drawn.count(kind) for kind in KINDS} == pytest.approx(dict.fromkeys(KINDS, 200), abs=40)
+    assert {kind: drawn.count(kind) for kind in KINDS} == pytest.approx(dict.fromkeys(KINDS, 200), abs=45)
 
 
 def test_no_noise_means_none() -> None:
@@ -384,3 +226,111 @@ def test_degradation_is_written_as_plain_values() -> None:
         np.random.default_rng(0), kinds=KINDS, min_size_px=1, max_size_px=9, max_noise=0.01
     )
     assert Degradation(**json.loads(json.dumps(degradation.to_dict()))) == degradation
+
+
+# Blur that varies over the image
+
+
+def test_without_roll_the_blur_is_the_same_everywhere() -> None:
+    image = photo(90, 130)
+    path = shake_path(np.random.default_rng(3), 14.0)
+    expected = degrade(image, blur_only("shake", 14.0), np.random.default_rng(3))
+    found = from_linear(varying_blur(to_linear(image), path, np.zeros(len(path))))
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_roll_is_the_mean_of_turned_images() -> None:
+    image = to_linear(photo(200, 260))
+    steps = np.linspace(-1, 1, 65)
+    path, roll_rad = 4 * steps + 2j * steps**2, 0.04 * steps
+    path = path - path.mean()
+    height, width = image.shape[:2]
+    centre = np.array([(width - 1) / 2, (height - 1) / 2])
+    expected = np.zeros_like(image)
+    for shift, angle in zip(path, roll_rad, strict=True):
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        offset = centre - turn @ centre + [shift.real, shift.imag]
+        matrix = np.column_stack([turn, offset])
+        expected += cv2.warpAffine(
+            image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        ) / len(path)
+    found = from_linear(varying_blur(image, path, roll_rad))
+    inner = (slice(20, -20), slice(20, -20))
+    uniform = from_linear(varying_blur(image, path, 0 * roll_rad))
+    assert psnr_db(found[inner], from_linear(expected)[inner]) > 38
+    assert psnr_db(uniform[inner], from_linear(expected)[inner]) < 33
+
+
+def test_varying_blur_is_strongest_away_from_the_centre_and_moves_nothing() -> None:
+    image = np.zeros((241, 321, 3), dtype=np.uint8)
+    spots = {"centre": (120, 160), "edge": (120, 300), "corner": (20, 20)}
+    for y, x in spots.values():
+        image[y - 1 : y + 2, x - 1 : x + 2] = 255
+    roll_rad = np.linspace(-0.05, 0.05, 101)
+    result = linear(from_linear(varying_blur(to_linear(image), np.zeros(101, complex), roll_rad))[..., 0])
+    spreads = {}
+    for name, (y, x) in spots.items():
+        around = result[y - 20 : y + 21, x - 20 : x + 21]
+        assert centre_of_mass(around) == pytest.approx((0, 0), abs=0.35)
+        rows, cols = np.nonzero(around > 0.02)
+        spreads[name] = (np.ptp(rows), np.ptp(cols))
+    assert max(spreads["centre"]) <= 4
+    # On the right the turn is up and down: 140 px times 0.1 rad.
+    assert 12 <= spreads["edge"][0] <= 18 and spreads["edge"][1] <= 6
+    assert min(spreads["corner"]) >= 8
+
+
+# Frames, compression, and seeds
+
+
+def test_frames_are_averaged_in_linear_light() -> None:
+    dark, bright = (np.full((4, 5, 3), level, np.uint8) for level in (0, 255))
+    assert np.all(average_frames([dark, bright]) == round(255 * 0.5 ** (1 / GAMMA)))  # 186, not 128
+    frames = [photo(40, 60 + shift)[:, shift:] for shift in range(7)]
+    expected = 255 * np.mean([linear(frame) for frame in frames], axis=0) ** (1 / GAMMA)
+    blurred = average_frames(iter(frames))
+    assert np.abs(blurred - expected).max() <= 0.51
+    assert np.array_equal(average_frames([frames[3]]), frames[3])
+    noise = Degradation(kind="shake", size_px=9.0, shot_noise=1e-4, read_noise=0.01, highlight_gain=1.0)
+    noisy = average_frames(frames, noise, np.random.default_rng(0))
+    assert 1 < np.abs(noisy.astype(int) - blurred).mean() < 20
+
+
+def test_frames_that_cannot_be_averaged_are_refused() -> None:
+    with pytest.raises(ValueError, match="no frames"):
+        average_frames([])
+    with pytest.raises(ValueError, match="several sizes"):
+        average_frames([photo(8, 8), photo(8, 9)])
+
+
+def test_jpeg_is_the_files_last_step() -> None:
+    image = photo(64, 80)
+    plain = degrade(image, blur_only("gaussian", 1.0), np.random.default_rng(0))
+    scores = []
+    for quality in (95, 60, 20):
+        degradation = dataclasses.replace(blur_only("gaussian", 1.0), jpeg_quality=quality)
+        found = degrade(image, degradation, np.random.default_rng(0))
+        buffer = io.BytesIO(cv2.imencode(".jpg", plain[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
+        assert np.abs(found.astype(int) - np.asarray(PIL.Image.open(buffer))).max() <= 3  # RGB, not BGR
+        scores.append(psnr_db(found, plain))
+    assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1] + 5
+
+
+def test_jpeg_quality_is_drawn_only_where_asked() -> None:
+    draw = {"kinds": ["shake"], "min_size_px": 1.0, "max_size_px": 5.0, "max_noise": 0.0}
+    drawn = [draw_degradation(sample_rng(0, n), **draw, min_jpeg_quality=40) for n in range(300)]
+    qualities = [degradation.jpeg_quality for degradation in drawn if degradation.jpeg_quality is not None]
+    assert len(qualities) == 300 and min(qualities) < 45 and max(qualities) > 90
+    assert all(40 <= quality <= 95 for quality in qualities)
+    without = [draw_degradation(sample_rng(0, n), **draw) for n in range(300)]
+    assert [dataclasses.replace(degradation, jpeg_quality=None) for degradation in drawn] == without
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**64 - 1), number=st.integers(0, 2**64 - 1))
+def test_a_sample_is_a_function_of_seed_and_number(seed: int, number: int) -> None:
+    first = sample_rng(seed, number).integers(2**62)
+    sample_rng(seed, number ^ 1).random(100)
+    assert sample_rng(seed, number).integers(2**62) == first
+    assert sample_rng(seed, number ^ 1).integers(2**62) != first
+    assert sample_rng(seed ^ 1, number).integers(2**62) != first

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nafnet_core.transforms import crop, crop_corners, dihedral
+from nafnet_core.transforms import channel_order, crop, crop_corners, cutblur, dihedral
 
 VARIANTS = range(8)
 
@@ -63,6 +63,31 @@ def test_channels_stay_together(variant: int) -> None:
 def test_oblong_images_are_transposed_too(variant: int) -> None:
     image = np.zeros((2, 5, 3), dtype=np.uint8)
     assert dihedral(image, variant).shape == ((5, 2, 3) if variant & 4 else (2, 5, 3))
+
+
+# Colour and CutBlur
+
+
+def test_the_six_orders_of_the_channels_differ_and_zero_changes_nothing() -> None:
+    image = marked()
+    orders = [channel_order(image, variant) for variant in range(6)]
+    assert np.array_equal(orders[0], image)
+    assert len({order.tobytes() for order in orders}) == 6
+    for order in orders:
+        assert np.array_equal(np.sort(order, axis=2), image)  # `marked` rises over the channels
+    assert np.array_equal(orders[5], image[..., ::-1])
+
+
+def test_cutblur_takes_each_pixel_from_one_of_the_two() -> None:
+    lq, gt = marked(), marked() + 100
+    before = lq.copy()
+    mixed = cutblur(lq, gt, (1, 0, 2, 3), sharp_inside=True)
+    inside = np.zeros((4, 4), bool)
+    inside[1:3, 0:3] = True
+    assert np.array_equal(mixed[inside], gt[inside]) and np.array_equal(mixed[~inside], lq[~inside])
+    mixed = cutblur(lq, gt, (1, 0, 2, 3), sharp_inside=False)
+    assert np.array_equal(mixed[inside], lq[inside]) and np.array_equal(mixed[~inside], gt[~inside])
+    assert np.array_equal(lq, before)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipelines.ingest import (
     slice_numbers,
     windows,
 )
-from pipelines.plan import SamplePlan, rank_slice
+from pipelines.plan import SamplePlan, drawn_augmentation, rank_slice
 from pipelines.sources import FolderPairs
 from pipelines.store import PairStore
 from tests.pipelines.pairs import make_store
@@ -94,6 +95,34 @@ def test_patches_are_crops_of_the_planned_pairs(mixture: tuple[SamplePlan, list[
             crop = side[top : top + 16, left : left + 16]
             assert np.array_equal(patches[row], dihedral(crop, int(planned.variant[row])))
     assert not np.array_equal(batch.lq, batch.gt)
+
+
+def test_cutblur_and_channel_shuffle_change_patches_as_planned(store: PairStore) -> None:
+    section = DataSection(train=(StoreSection(path=store.root),), cutblur=0.5, channel_shuffle=0.5)
+    plan, numbers = plan_for(section, seed=3), np.arange(60)
+    plain = read_patches(
+        plan_for(section.model_copy(update={"cutblur": 0.0, "channel_shuffle": 0.0}), seed=3),
+        [store],
+        numbers,
+        24,
+    )
+    batch, seeds = read_patches(plan, [store], numbers, 24), plan.samples(numbers).seed
+    seen = set()
+    for row in range(60):
+        extra = drawn_augmentation(plan, int(seeds[row]), 24)
+        order = list(permutations(range(3)))[extra.channels]
+        assert np.array_equal(batch.gt[row], plain.gt[row][..., order])
+        mixed = plain.lq[row].copy()
+        if extra.sharp_box is not None:
+            top, left, height, width = extra.sharp_box
+            sharp = np.zeros((24, 24), bool)
+            sharp[top : top + height, left : left + width] = True
+            sharp = sharp if extra.sharp_inside else ~sharp
+            mixed[sharp] = plain.gt[row][sharp]
+        assert np.array_equal(batch.lq[row], mixed[..., order])
+        seen.add((extra.channels != 0, extra.sharp_box is not None))
+    assert len(seen) == 4
+    assert np.array_equal(read_patches(plan, [store], numbers[40:41], 24).lq[0], batch.lq[40])
 
 
 def test_a_patch_as_large_as_the_pair(store: PairStore) -> None:

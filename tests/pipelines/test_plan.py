@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipelines import plan as module
-from pipelines.plan import PlannedSamples, SamplePlan, rank_slice
+from pipelines.plan import PlannedSamples, SamplePlan, drawn_augmentation, rank_slice
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -295,3 +295,41 @@ def test_slices_cut_a_batch_evenly(batch: int, world_size: int) -> None:
 
 def test_uneven_slices_by_hand() -> None:
     assert [rank_slice(8, rank, 3) for rank in range(3)] == [(0, 2), (2, 5), (5, 8)]
+
+
+# Colour and CutBlur
+
+
+def test_augmentation_is_drawn_as_often_as_asked_and_inside_the_patch() -> None:
+    plan = plan_of(100, cutblur=0.3, channel_shuffle=0.6)
+    drawn = [drawn_augmentation(plan, int(seed), 64) for seed in planned(plan, 0, 2000).seed]
+    boxes = [extra.sharp_box for extra in drawn if extra.sharp_box is not None]
+    assert len(boxes) / 2000 == pytest.approx(0.3, abs=0.05)
+    for top, left, height, width in boxes:
+        assert 0 <= top and top + height <= 64 and 0 <= left and left + width <= 64
+        assert min(height, width) >= 6
+    assert np.mean([box[2] for box in boxes]) == pytest.approx(0.7 * 64, abs=2)
+    assert {extra.sharp_inside for extra in drawn if extra.sharp_box} == {True, False}
+    # One order in six is the usual one.
+    assert np.mean([extra.channels != 0 for extra in drawn]) == pytest.approx(0.6 * 5 / 6, abs=0.05)
+    assert {extra.channels for extra in drawn} == set(range(6))
+
+
+def test_augmentation_is_a_function_of_the_samples_seed() -> None:
+    plan = plan_of(100, cutblur=1.0, channel_shuffle=1.0)
+    seeds = [0, 1, 2**63, 2**63 + 1, 2**64 - 1]
+    drawn = [drawn_augmentation(plan, seed, 64) for seed in seeds]
+    assert drawn == [drawn_augmentation(plan, seed, 64) for seed in seeds]
+    assert len({extra.sharp_box for extra in drawn}) == len(seeds)
+
+
+@pytest.mark.parametrize("patch_px", [1, 2, 7])
+def test_augmentation_of_tiny_patches(patch_px: int) -> None:
+    plan = plan_of(100, cutblur=1.0)
+    for seed in range(50):
+        box = drawn_augmentation(plan, seed, patch_px).sharp_box
+        assert box is not None and box[0] + box[2] <= patch_px and box[1] + box[3] <= patch_px
+
+
+def test_augmentation_leaves_the_rest_of_the_plan_alone() -> None:
+    assert_equal(planned(plan_of(100), 0, 50), planned(plan_of(100, cutblur=0.5, channel_shuffle=0.5), 0, 50))
