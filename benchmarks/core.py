@@ -2,7 +2,7 @@
 
     python benchmarks/core.py
     python benchmarks/core.py --device cuda --preset width64
-    python benchmarks/core.py --quick       # training steps only
+    python benchmarks/core.py --quick --compile     # training steps only, and through torch.compile
 
 Peers: a plain NCHW eager fp32 network with a hand-written autograd LayerNorm, and spandrel's, if it is there
 (`pip install --no-deps spandrel`). Ratios are against the faster of them. Memory is the peak of a process of
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--preset", default="width32", choices=sorted(PRESETS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="training steps only")
+    parser.add_argument("--compile", action="store_true", help="also the step through torch.compile; minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -59,7 +60,7 @@ def main() -> None:
     if options.memory_of:
         _memory_of(options.memory_of, options.preset, device)
         return
-    rows = training_rows(device, options.preset, options.rounds)
+    rows = training_rows(device, options.preset, options.rounds, compiled=options.compile)
     if not options.quick:
         rows |= inference_rows(device, options.preset, max(3, options.rounds // 2))
         rows |= memory_rows(device, options.preset)
@@ -82,7 +83,7 @@ def _told(row: dict[str, object]) -> str:
     return "does not hold" if row["holds"] is False else ""
 
 
-def training_rows(device: torch.device, preset: str, rounds: int) -> Rows:
+def training_rows(device: torch.device, preset: str, rounds: int, *, compiled: bool = False) -> Rows:
     """One step, forward and backward, of two patches of 128×128."""
     networks = _networks(preset, device)
     gt = torch.rand(2, 3, 128, 128, device=device)
@@ -93,7 +94,13 @@ def training_rows(device: torch.device, preset: str, rounds: int) -> Rows:
     runs["bf16"] = partial(_step, networks["fp32"], lq, gt, bf16=True)
     losses = {name: run() for name, run in runs.items()}
     assert abs(losses["fp32"] - losses["plain"]) < 1e-5 * abs(losses["plain"]), losses
-    return _ratios(f"{preset} training step 2×128×128", _medians(runs, device, rounds), device, _STEP_FLOORS)
+    label, rows = f"{preset} training step 2×128×128", {}
+    if compiled:
+        runs["bf16 compiled"] = partial(_step, torch.compile(networks["fp32"]), lq, gt, bf16=True)
+        start = time.perf_counter()
+        runs["bf16 compiled"]()
+        rows[f"{label}, compiling"] = _row(time.perf_counter() - start, "s")
+    return rows | _ratios(label, _medians(runs, device, rounds), device, _STEP_FLOORS)
 
 
 def inference_rows(device: torch.device, preset: str, rounds: int) -> Rows:
@@ -178,14 +185,13 @@ def _medians(runs: dict[str, Callable[[], Any]], device: torch.device, rounds: i
 
 
 def _ratios(label: str, seconds: dict[str, float], device: torch.device, floors: dict[str, float]) -> Rows:
-    others = {name: value for name, value in seconds.items() if name not in floors}
+    others = {name: seconds[name] for name in ("plain", "spandrel") if name in seconds}
     has_floor = device.type == "cpu" and label.startswith("width32 ")
     rows = {f"{label}, {name}": _row(value, "s") for name, value in seconds.items()}
-    for name, floor in floors.items():
+    for name in [name for name in seconds if name not in others]:
         ratio = min(others.values()) / seconds[name]
-        rows[f"{label}, {name} against the faster peer"] = _row(
-            ratio, "×", at_least=floor if has_floor else None
-        )
+        floor = floors.get(name) if has_floor else None
+        rows[f"{label}, {name} against the faster peer"] = _row(ratio, "×", at_least=floor)
     return rows
 
 

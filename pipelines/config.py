@@ -189,6 +189,8 @@ class ScalingSection(Section):
     """Samples in one forward pass of one worker; None takes the worker's whole slice of the batch."""
     checkpoint_activations: bool = False
     """Keep only what enters each block, and compute the rest again in the backward pass."""
+    compile: bool = False
+    """Run the network through `torch.compile`, which needs a C++ compiler; README says what it is worth."""
     max_failures: int = Field(3, ge=0)
     """Times that lost workers are replaced."""
 

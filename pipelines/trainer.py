@@ -106,6 +106,8 @@ class Trainer:
         if config.optim.residual_scale:
             randomize_residual_scales(self.model, seed=config.seed, scale=config.optim.residual_scale)
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.optim.ema_decay else None
+        if config.scaling.compile:
+            self.model.compile()  # in place: the weights keep their names
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.optim.lr,

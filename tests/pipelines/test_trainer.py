@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -233,3 +234,20 @@ def test_perceptual_loss_without_weights_says_where_to_get_them(
     missing = _config(loss={"perceptual": 1.0}, perceptual_weights=str(tmp_path / "vgg19.pth"))
     with pytest.raises(InputError, match=r"no such weights file: .*vgg19\.pth"):
         build_loss(missing, torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its JIT
+def test_compiled_network_trains_as_the_plain_one_does(tmp_path: Path) -> None:
+    compiled = Trainer(_config(scaling={"compile": True}), _context(tmp_path / "compiled"))
+    plain = Trainer(_config(), _context(tmp_path / "plain"))
+    (span,) = spans(_config(), 48, 0)
+    losses = [
+        [float(trainer.step(_batch(span, n), span.batch, 48).loss) for n in range(4)]
+        for trainer in (compiled, plain)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][0] != losses[0][-1]
+    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+    compiled.save(None)
+    assert _final_weights(tmp_path / "compiled").keys() == plain.model.state_dict().keys()
