@@ -120,14 +120,18 @@ def memory_rows(device: torch.device, preset: str) -> Rows:
     """Peak memory of that inference, and of a 48-megapixel photo through `mobile`."""
     if device.type != "cpu":
         return {}
-    peak = {name: _peak_mib(name, preset) for name in ("plain", "fp32", "step plain", "step fp32")}
+    names = ("plain", "fp32", "step plain", "step fp32", "step checkpointed")
+    peak = {name: _peak_mib(name, preset) for name in names}
     rows: Rows = {}
-    for kind, label, floor in (("", "inference 1280×720", _MEMORY_FLOOR), ("step ", "training step", None)):
+    step = "training step 2×256×256"
+    for kind, label, floor in (("", "inference 1280×720", _MEMORY_FLOOR), ("step ", step, None)):
         before, after = peak[f"{kind}plain"], peak[f"{kind}fp32"]
         rows[f"{preset} {label}, fp32: peak of plain"] = _row(before, "MiB")
         rows[f"{preset} {label}, fp32: peak of ours"] = _row(after, "MiB")
         floor = floor if preset == "width32" else None
         rows[f"{preset} {label}, fp32: peak, plain over ours"] = _row(before / after, "×", at_least=floor)
+    checkpointed = _row(peak["step checkpointed"], "MiB")
+    rows[f"{preset} {step}, fp32: peak of ours, activations checkpointed"] = checkpointed
     photo = _peak_mib("photo", "mobile")
     rows["mobile, 48-megapixel photo, fp32: peak"] = _row(photo, "MiB", at_most=_PHOTO_48_MP_LIMIT_MIB)
     return rows
@@ -218,7 +222,10 @@ def _memory_of(name: str, preset: str, device: torch.device) -> None:
         photo = np.random.default_rng(0).integers(0, 256, (6000, 8000, 3), np.uint8)
         restore_image(model.eval(), photo, train_patch_px=_TRAIN_PATCH_PX, tile_px=1024)
     elif kind == "step":
-        _step(model, torch.rand(2, 3, 128, 128), torch.rand(2, 3, 128, 128), bf16=False)
+        if side == "checkpointed":
+            assert isinstance(model, NAFNet)
+            model.checkpoint_activations = True
+        _step(model, torch.rand(2, 3, 256, 256), torch.rand(2, 3, 256, 256), bf16=False)
     else:
         _infer(model, torch.rand(_FRAME), bf16=False)
     # Not `ru_maxrss`, which a child inherits from the process that started it.
