@@ -93,16 +93,11 @@ class ChannelLayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → same shape and dtype."""
-        nhwc = input.permute(0, 2, 3, 1)
-        # Under autocast `layer_norm` would return fp32 and every later sum with it: keep the input's dtype.
-        with torch.autocast(input.device.type, enabled=False):
-            normed = F.layer_norm(
-                nhwc,
-                self.normalized_shape,
-                self.weight.to(nhwc.dtype),
-                self.bias.to(nhwc.dtype),
-                self.eps,
-            )
+        nhwc, weight, bias = input.permute(0, 2, 3, 1), self.weight, self.bias
+        if input.device.type != "cpu":  # whose kernel alone takes fp32 weights with a bf16 map
+            weight, bias = weight.to(input.dtype), bias.to(input.dtype)
+        # Not `F.layer_norm`, which under autocast returns fp32, and so makes every later sum fp32.
+        normed, _, _ = torch.native_layer_norm(nhwc, self.normalized_shape, weight, bias, self.eps)
         return normed.permute(0, 3, 1, 2)
 
 
