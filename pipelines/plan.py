@@ -136,7 +136,7 @@ class Augmentation:
 def drawn_augmentation(plan: SamplePlan, seed: int, patch_px: int) -> Augmentation:
     """Draw one sample's colour and CutBlur from its seed alone.
 
-    CutBlur's box has sides of 0.7 ± 0.1 of the patch, as its authors' λ (section 4.1 of Yoo et al. 2020).
+    CutBlur's box has sides of 0.7 ± 0.1 of the patch; its authors' code (clovaai/cutblur) takes 0.7 ± 0.01.
     """
     # An array: of a list with a number from 2^63 on NumPy makes floats.
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, _STREAM_AUGMENTATION], np.uint64)))
