@@ -83,12 +83,20 @@ def synth(
 def prepare(
     out: OutOption,
     source: Annotated[
-        Path | None, typer.Argument(help="Folder with blur/ and sharp/, or GOPRO_Large.")
+        Path | None,
+        typer.Argument(
+            help="Folder with blur/ and sharp/; GoPro, HIDE, RealBlur or REDS; a CSV or JSONL list."
+        ),
     ] = None,
     lq: Annotated[Path | None, typer.Option(help="Folder of blurred images, instead of SOURCE.")] = None,
     gt: Annotated[Path | None, typer.Option(help="Folder of sharp images, instead of SOURCE.")] = None,
     lq_name: Annotated[str, typer.Option(help="Name of the blurred file, {} being the sharp one's.")] = "{}",
-    blur: Annotated[str, typer.Option(help="GoPro: blur or blur_gamma.")] = "blur",
+    blur: Annotated[
+        str | None,
+        typer.Option(
+            help="Blurred version. GoPro: blur, blur_gamma. REDS: blur, blur_comp, blur_jpeg. RealBlur: J, R."
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val or test: the part of SOURCE to take.")] = "train",
     holdout: Annotated[
         float | None,

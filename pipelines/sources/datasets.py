@@ -1,0 +1,162 @@
+"""Published data sets in their own layouts, with their official splits."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nafnet_core import InputError
+from pipelines.images import list_images
+from pipelines.sources.base import PairRef, checked
+from pipelines.sources.folders import FolderPairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoProPairs:
+    """GOPRO_Large as published (Nah et al., CVPR 2017): `{train,test}/SEQUENCE/{blur,blur_gamma,sharp}`."""
+
+    root: Path
+    split: str
+    blur: str = "blur"
+    """`blur_gamma` holds frames averaged in linear light, `blur` without; scores on the two differ."""
+    adapter = "gopro"
+    licence = "not stated by the publisher; cite Nah et al., CVPR 2017"
+
+    def options(self) -> dict[str, Any]:
+        return {"root": str(self.root), "split": self.split, "blur": self.blur}
+
+    def pairs(self) -> list[PairRef]:
+        folder = self.root / self.split
+        refs: list[PairRef] = []
+        for sequence in sorted(path for path in folder.glob("*") if (path / "sharp").is_dir()):
+            side = FolderPairs(lq_dir=sequence / self.blur, gt_dir=sequence / "sharp")
+            refs += [
+                PairRef(key=f"{sequence.name}/{ref.key}", scene=sequence.name, lq=ref.lq, gt=ref.gt)
+                for ref in side.pairs()
+            ]
+        if not refs:
+            raise InputError("no GoPro sequences", file=folder, expected=f"SEQUENCE/{self.blur} and sharp")
+        return sorted(refs, key=lambda ref: ref.key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedsPairs:
+    """REDS (Nah et al., CVPRW 2019): `SPLIT_{blur,blur_comp,…}/SEQUENCE` and `SPLIT_sharp/SEQUENCE`.
+
+    Its test set has no sharp frames: `val` is what papers score on.
+    """
+
+    root: Path
+    split: str
+    blur: str = "blur"
+    """`blur_comp` is compressed as video, `blur_jpeg` as JPEG (the track of NTIRE 2021)."""
+    adapter = "reds"
+    licence = "CC BY 4.0"
+
+    def options(self) -> dict[str, Any]:
+        return {"root": str(self.root), "split": self.split, "blur": self.blur}
+
+    def pairs(self) -> list[PairRef]:
+        folder = _reds_folder(self.root, self.split)
+        side = FolderPairs(lq_dir=folder / f"{self.split}_{self.blur}", gt_dir=folder / f"{self.split}_sharp")
+        return side.pairs()
+
+
+def is_reds(root: Path, split: str) -> bool:
+    """Whether `root` holds this split of REDS."""
+    return (_reds_folder(root, split) / f"{split}_sharp").is_dir()
+
+
+def _reds_folder(root: Path, split: str) -> Path:
+    # The archives unpack to `train/train_sharp`; many move the inner folders up.
+    return root / split if (root / split / f"{split}_sharp").is_dir() else root
+
+
+@dataclass(frozen=True, kw_only=True)
+class HidePairs:
+    """HIDE (Shen et al., ICCV 2019): `{train,test}/**/NAME.png` blurred, `GT/NAME.png` sharp.
+
+    `test` has its two parts, `test-close-ups` and `test-long-shot`, below it. The scene is the video that a
+    frame's name ends with, as in `105fromGOPR0996.png`.
+    """
+
+    root: Path
+    split: str
+    adapter = "hide"
+    licence = "not stated by the publisher; cite Shen et al., ICCV 2019"
+
+    def options(self) -> dict[str, Any]:
+        return {"root": str(self.root), "split": self.split}
+
+    def pairs(self) -> list[PairRef]:
+        blurred = list_images(self.root / self.split)
+        if not blurred:
+            raise InputError("no images in this folder", file=self.root / self.split)
+        refs = [
+            PairRef(key=lq.stem, scene=_video_of(lq.stem), lq=lq, gt=self.root / "GT" / lq.name)
+            for lq in blurred
+        ]
+        return checked(refs, file=self.root / "GT")
+
+
+def _video_of(stem: str) -> str:
+    match = re.fullmatch(r"\d+from(.+)", stem)
+    return match[1] if match else stem
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealBlurPairs:
+    """RealBlur (Rim et al., ECCV 2020): `RealBlur_{J,R}_{train,test}_list.txt` beside the folders they name.
+
+    A line is `…/sceneNNN/gt/gt_K.png …/sceneNNN/blur/blur_K.png`, below the list's folder.
+    """
+
+    root: Path
+    split: str
+    subset: str
+    """`J`: the camera's JPEG pictures. `R`: developed from its raw files."""
+    adapter = "realblur"
+    licence = "not stated by the publisher; cite Rim et al., ECCV 2020"
+
+    def options(self) -> dict[str, Any]:
+        return {"root": str(self.root), "split": self.split, "subset": self.subset}
+
+    def pairs(self) -> list[PairRef]:
+        path = self.root / f"RealBlur_{self.subset}_{self.split}_list.txt"
+        if not path.is_file():
+            raise InputError(
+                "no list of this part of RealBlur",
+                file=path,
+                fix="Choose --split train or test and --blur J or R; the lists come with the data set",
+            )
+        refs = []
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if not line.strip():
+                continue
+            columns = line.split()
+            if len(columns) < 2 or not re.search(r"/blur/[^/]+$", columns[1]):
+                expected = "a path below gt and one below blur"
+                raise InputError(f"line {number} is no pair", file=path, expected=expected, got=line[:80])
+            gt, lq = (self.root / column for column in columns[:2])
+            scene = lq.parent.parent.name
+            refs.append(PairRef(key=f"{scene}/{lq.stem}", scene=scene, lq=lq, gt=gt))
+        if not refs:
+            raise InputError("an empty list", file=path)
+        return checked(refs, file=path)
+
+
+def realblur_subset(root: Path, blur: str | None) -> str | None:
+    """J or R, where `root` has lists of RealBlur; None where it has none.
+
+    Raises:
+        InputError: it has both, and `blur` does not say which.
+    """
+    subsets = sorted({path.name.split("_")[1] for path in root.glob("RealBlur_[JR]_*_list.txt")})
+    if not subsets or blur in ("J", "R"):
+        return blur if subsets else None
+    if blur is not None or len(subsets) > 1:
+        got = blur or " and ".join(subsets)
+        raise InputError("which part of RealBlur?", file=root, got=got, fix="Say --blur J or --blur R")
+    return subsets[0]

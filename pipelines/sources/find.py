@@ -1,0 +1,74 @@
+"""Recognise a data set by what lies in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nafnet_core import InputError
+from pipelines.sources.base import Source
+from pipelines.sources.datasets import (
+    GoProPairs,
+    HidePairs,
+    RealBlurPairs,
+    RedsPairs,
+    is_reds,
+    realblur_subset,
+)
+from pipelines.sources.folders import FolderPairs
+from pipelines.sources.lists import LIST_SUFFIXES, ListedPairs
+
+# Folder names that people use for the two sides, best known first.
+_LQ_NAMES = ("blur", "lq", "input", "blurred", "blurry")
+_GT_NAMES = ("sharp", "gt", "target", "groundtruth", "ground_truth")
+
+
+def find_source(root: Path, *, split: str, lq_name: str = "{}", blur: str | None = None) -> Source:
+    """Recognise the layout of `root`: a list, GoPro, RealBlur, REDS, HIDE, or two folders of pairs.
+
+    Args:
+        root: a CSV or JSONL file, or a folder; two folders of pairs may also lie below `root/split`.
+        split: train, val or test.
+        lq_name: of two folders of pairs, see `FolderPairs`.
+        blur: which of its blurred versions a data set is to give. None takes `blur`, or RealBlur's only one.
+
+    Raises:
+        InputError: there is no such folder, or no layout is recognised.
+    """
+    if root.suffix in LIST_SUFFIXES and root.is_file():
+        return ListedPairs(path=root, split=split)
+    if not root.is_dir():
+        raise InputError("no such folder" if not root.exists() else "not a folder or a list", file=root)
+    if (subset := realblur_subset(root, blur)) is not None:
+        return RealBlurPairs(root=root, split=split, subset=subset)
+    blur = blur or "blur"
+    if any((root / split).glob("*/sharp")) and any((root / split).glob(f"*/{blur}")):
+        return GoProPairs(root=root, split=split, blur=blur)
+    if is_reds(root, split):
+        return RedsPairs(root=root, split=split, blur=blur)
+    if (root / "GT").is_dir() and (root / split).is_dir():
+        return HidePairs(root=root, split=split)
+    for folder in (root, root / split):
+        sides = [_first_folder(folder, names) for names in (_LQ_NAMES, _GT_NAMES)]
+        if all(sides):
+            return FolderPairs(lq_dir=sides[0], gt_dir=sides[1], lq_name=lq_name)  # type: ignore[arg-type]
+    others = sorted({path.parent.parent.name for path in root.glob("*/*/sharp")})
+    if others:
+        raise InputError(
+            f"no sequences for --split {split} in this folder",
+            file=root / split,
+            expected=f"SEQUENCE/{blur} and SEQUENCE/sharp",
+            got=f"sequences in {' and '.join(others)}",
+            fix="Copy the missing part of the data set there, or choose another --split or --blur",
+        )
+    raise InputError(
+        "no pairs found in this folder",
+        file=root,
+        expected="subfolders blur and sharp (or lq and gt, input and target), GoPro, HIDE, RealBlur or REDS",
+        fix="Name both: `prepare --lq BLURRED --gt SHARP`, or `evaluate MODEL BLURRED SHARP`; "
+        "sharp photos alone are for `synth`",
+    )
+
+
+def _first_folder(parent: Path, names: Sequence[str]) -> Path | None:
+    return next((parent / name for name in names if (parent / name).is_dir()), None)

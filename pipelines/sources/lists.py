@@ -1,0 +1,78 @@
+"""Pairs that a file lists, wherever they are."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nafnet_core import InputError
+from pipelines.sources.base import PairRef, checked
+
+LIST_SUFFIXES = (".csv", ".jsonl")
+_COLUMNS = ("lq", "gt", "scene", "split", "key")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedPairs:
+    """A CSV file with a header, or JSON lines: `lq` and `gt`, and if need be `scene`, `split` and `key`.
+
+    Paths are relative to the list's folder, or absolute. The scene is, if not given, the sharp file's folder;
+    a line with another `split` than the one asked for is left out.
+    """
+
+    path: Path
+    split: str
+    adapter = "list"
+    licence = "unknown"
+
+    def options(self) -> dict[str, Any]:
+        return {"path": str(self.path), "split": self.split}
+
+    def pairs(self) -> list[PairRef]:
+        refs = []
+        for number, row in self._rows():
+            unknown = sorted(set(row) - set(_COLUMNS))
+            if unknown or not row.get("lq") or not row.get("gt"):
+                raise InputError(
+                    f"line {number} is no pair",
+                    file=self.path,
+                    expected="lq and gt, if need be scene, split and key",
+                    got=unknown or row,
+                )
+            if row.get("split", "") not in ("", self.split):
+                continue
+            lq, gt = (self.path.parent / row[side] for side in ("lq", "gt"))
+            key = row.get("key") or Path(row["lq"]).with_suffix("").as_posix().lstrip("/")
+            refs.append(PairRef(key=key, scene=row.get("scene") or str(gt.parent), lq=lq, gt=gt))
+        if not refs:
+            raise InputError(f"no pairs of split {self.split} in this list", file=self.path)
+        return checked(refs, file=self.path)
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Each line's number and its columns."""
+        try:
+            lines = self.path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError("not a text file", file=self.path, got=error) from error
+        if self.path.suffix == ".csv":
+            for number, row in enumerate(csv.DictReader(lines), start=2):
+                # Cells beyond the header come under None, cells that lack are None.
+                cells = {str(name).strip(): cell for name, cell in row.items() if cell is not None}
+                yield number, {name: str(cell).strip() for name, cell in cells.items()}
+            return
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"line {number} is not JSON", file=self.path, got=error) from error
+            if not isinstance(row, dict):
+                raise InputError(
+                    f"line {number} is no pair", file=self.path, expected="an object", got=line[:80]
+                )
+            yield number, {name: str(value) for name, value in row.items() if value is not None}
