@@ -22,14 +22,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from nafnet_core import InputError
 from nafnet_core.tiling import restore_image
 from pipelines.files import make_folder, write_json
-from pipelines.images import read_rgb_u8
 from pipelines.models import LoadedModel
 from pipelines.pictures import before_after, scored_panels
 from pipelines.scoring import ImageScore, Protocol, score_image
-from pipelines.sources import FolderPairs, PairRef, find_source
+from pipelines.sources import PairRef, find_source, two_sides
 from pipelines.store import MANIFEST, PROGRESS, Pair, PairStore, digest_of
 from pipelines.workspace import Workspace
 
@@ -89,7 +87,7 @@ class Pairs:
         self._store: PairStore | None = None
         self._refs: list[PairRef] = []
         if second is not None:
-            self._refs = FolderPairs(lq_dir=first, gt_dir=second).pairs()
+            self._refs = two_sides(first, second).pairs()
         elif not first.is_dir() or any((first / name).exists() for name in (MANIFEST, PROGRESS)):
             self._store = PairStore(first)
         else:
@@ -106,9 +104,7 @@ class Pairs:
         if self._store is not None:
             return self._store.pair(index)
         ref = self._refs[index]
-        lq, gt = read_rgb_u8(ref.lq), read_rgb_u8(ref.gt)
-        if lq.shape != gt.shape:
-            raise InputError("the two images differ in size", file=ref.lq, expected=gt.shape, got=lq.shape)
+        lq, gt = ref.read()
         return Pair(key=ref.key, scene=ref.scene, lq=lq, gt=gt)
 
     @property

@@ -22,7 +22,6 @@ from typing import Any
 from nafnet_core import InputError
 from nafnet_core.transforms import crop_corners
 from pipelines.files import make_folder, write_json, written_aside
-from pipelines.images import read_rgb_u8
 from pipelines.sources import PairRef, Source
 from pipelines.store import (
     MANIFEST,
@@ -182,18 +181,11 @@ def _crops(job: _ShardJob, refused: list[dict[str, str]]) -> Iterator[Pair]:
 
 
 def _read_pair(ref: PairRef, crop_px: int | None) -> Pair:
-    lq, gt = read_rgb_u8(ref.lq), read_rgb_u8(ref.gt)
-    if lq.shape != gt.shape:
-        raise InputError(
-            "the two images differ in size",
-            file=ref.lq,
-            expected=f"{gt.shape[1]}×{gt.shape[0]} as {ref.gt}",
-            got=f"{lq.shape[1]}×{lq.shape[0]}",
-        )
+    lq, gt = ref.read()
     if crop_px is not None and min(lq.shape[:2]) < crop_px:
         raise InputError(
             "smaller than a crop",
-            file=ref.lq,
+            file=str(ref.lq),
             expected=f"{crop_px} px a side",
             got=f"{lq.shape[1]}×{lq.shape[0]}",
             fix="Choose a smaller --crop",

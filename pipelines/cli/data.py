@@ -88,8 +88,12 @@ def prepare(
             help="Folder with blur/ and sharp/; GoPro, HIDE, RealBlur or REDS; a CSV or JSONL list."
         ),
     ] = None,
-    lq: Annotated[Path | None, typer.Option(help="Folder of blurred images, instead of SOURCE.")] = None,
-    gt: Annotated[Path | None, typer.Option(help="Folder of sharp images, instead of SOURCE.")] = None,
+    lq: Annotated[
+        Path | None, typer.Option(help="Folder or LMDB of blurred images, instead of SOURCE.")
+    ] = None,
+    gt: Annotated[
+        Path | None, typer.Option(help="Folder or LMDB of sharp images, instead of SOURCE.")
+    ] = None,
     lq_name: Annotated[str, typer.Option(help="Name of the blurred file, {} being the sharp one's.")] = "{}",
     blur: Annotated[
         str | None,
@@ -119,7 +123,7 @@ def prepare(
 ) -> None:
     """Turn a paired data set into a store that trains fast. Goes on where it was interrupted."""
     from pipelines import prepare as stage
-    from pipelines.sources import FolderPairs, find_source, hold_out
+    from pipelines.sources import find_source, hold_out, two_sides
 
     for name, value, known in (
         ("--format", format, ("parquet", "lmdb")),
@@ -133,7 +137,7 @@ def prepare(
             "SOURCE and --lq or --gt exclude each other", fix="Give SOURCE, or both --lq and --gt"
         )
     if lq is not None and gt is not None:
-        found = FolderPairs(lq_dir=lq, gt_dir=gt, lq_name=lq_name)
+        found = two_sides(lq, gt, lq_name=lq_name)
     elif source is not None:
         found = find_source(source, split=split, lq_name=lq_name, blur=blur)
     else:

@@ -2,19 +2,22 @@
 
 from pipelines.sources.base import PairRef, Source, hold_out
 from pipelines.sources.datasets import GoProPairs, HidePairs, RealBlurPairs, RedsPairs
-from pipelines.sources.find import find_source
+from pipelines.sources.find import find_source, two_sides
 from pipelines.sources.folders import FolderPairs
 from pipelines.sources.lists import ListedPairs
+from pipelines.sources.lmdbs import LmdbPairs
 
 __all__ = [
     "FolderPairs",
     "GoProPairs",
     "HidePairs",
     "ListedPairs",
+    "LmdbPairs",
     "PairRef",
     "RealBlurPairs",
     "RedsPairs",
     "Source",
     "find_source",
     "hold_out",
+    "two_sides",
 ]

@@ -9,17 +9,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nafnet_core import InputError
+from pipelines.images import read_rgb_u8
+
+
+class EncodedImage(Protocol):
+    """An image that is no file of its own."""
+
+    def read_rgb_u8(self) -> NDArray[np.uint8]:
+        """Decode to (H, W, 3) uint8 RGB. Raises `InputError`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairRef:
-    """One pair by its paths. `scene` groups pairs that a split must not separate."""
+    """One pair by its places. `scene` groups pairs that a split must not separate."""
 
     key: str
     scene: str
-    lq: Path
-    gt: Path
+    lq: Path | EncodedImage
+    gt: Path | EncodedImage
+
+    def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Decode both, degraded and sharp, to (H, W, 3) uint8 RGB.
+
+        Raises:
+            InputError: one of them is missing or damaged, or they differ in size.
+        """
+        lq, gt = (
+            read_rgb_u8(image) if isinstance(image, Path) else image.read_rgb_u8()
+            for image in (self.lq, self.gt)
+        )
+        if lq.shape != gt.shape:
+            raise InputError(
+                "the two images differ in size",
+                file=str(self.lq),
+                expected=f"{gt.shape[1]}×{gt.shape[0]} as {self.gt}",
+                got=f"{lq.shape[1]}×{lq.shape[0]}",
+            )
+        return lq, gt
 
 
 class Source(Protocol):
@@ -56,7 +87,8 @@ def checked(refs: Sequence[PairRef], *, file: Path) -> list[PairRef]:
     Raises:
         InputError: the first few missing files, or a key of two pairs.
     """
-    missing = [path for ref in refs for path in (ref.lq, ref.gt) if not path.is_file()]
+    paths = [path for ref in refs for path in (ref.lq, ref.gt) if isinstance(path, Path)]
+    missing = [path for path in paths if not path.is_file()]
     if missing:
         raise InputError(
             f"{len(missing)} images are listed and not there",

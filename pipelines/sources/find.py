@@ -17,6 +17,7 @@ from pipelines.sources.datasets import (
 )
 from pipelines.sources.folders import FolderPairs
 from pipelines.sources.lists import LIST_SUFFIXES, ListedPairs
+from pipelines.sources.lmdbs import LmdbPairs, is_lmdb
 
 # Folder names that people use for the two sides, best known first.
 _LQ_NAMES = ("blur", "lq", "input", "blurred", "blurry")
@@ -68,6 +69,13 @@ def find_source(root: Path, *, split: str, lq_name: str = "{}", blur: str | None
         fix="Name both: `prepare --lq BLURRED --gt SHARP`, or `evaluate MODEL BLURRED SHARP`; "
         "sharp photos alone are for `synth`",
     )
+
+
+def two_sides(lq: Path, gt: Path, *, lq_name: str = "{}") -> Source:
+    """Pairs of two folders, or of two LMDBs as BasicSR writes them."""
+    if is_lmdb(lq) and is_lmdb(gt):
+        return LmdbPairs(lq_dir=lq, gt_dir=gt)
+    return FolderPairs(lq_dir=lq, gt_dir=gt, lq_name=lq_name)
 
 
 def _first_folder(parent: Path, names: Sequence[str]) -> Path | None:

@@ -1,0 +1,116 @@
+"""Pairs in two LMDBs as BasicSR writes them: encoded images under the names that `meta_info.txt` lists."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+from numpy.typing import NDArray
+
+from nafnet_core import InputError
+from pipelines.images import decode_png
+from pipelines.sources.base import PairRef
+
+_META = "meta_info.txt"
+_PICKLE_MAGIC = b"\x80"
+
+
+@dataclass(frozen=True, slots=True)
+class LmdbImage:
+    """One encoded image in an LMDB."""
+
+    path: Path
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.path}#{self.key}"
+
+    def read_rgb_u8(self) -> NDArray[np.uint8]:
+        """Decode to (H, W, 3) uint8 RGB. Raises `InputError` where it is missing or no image."""
+        with _opened(self.path).begin(buffers=True) as transaction:
+            value = transaction.get(self.key.encode())
+            if value is None:
+                raise InputError("listed, but not in the LMDB", file=str(self))
+            _refuse_pickle(value, self.path)
+            try:
+                return decode_png(value)
+            except ValueError as error:
+                raise InputError("a damaged image", file=str(self), got=f"{len(value)} bytes") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmdbPairs:
+    """Two LMDBs with the same keys.
+
+    The scene is the key's folder; else the key, without the `_s012` of sub-images cut from one picture.
+    """
+
+    lq_dir: Path
+    gt_dir: Path
+    adapter = "lmdb"
+    licence = "unknown"
+
+    def options(self) -> dict[str, Any]:
+        return {"lq_dir": str(self.lq_dir), "gt_dir": str(self.gt_dir)}
+
+    def pairs(self) -> list[PairRef]:
+        lq, gt = _keys(self.lq_dir), _keys(self.gt_dir)
+        lonely = sorted(lq ^ gt)
+        if lonely:
+            raise InputError(
+                f"{len(lonely)} images without a partner of the same key",
+                file=", ".join(lonely[:3]),
+                expected=f"{len(lq & gt)} pairs found, and nothing left over",
+            )
+        return [
+            PairRef(
+                key=key,
+                scene=key.rpartition("/")[0] or re.sub(r"_s\d+$", "", key),
+                lq=LmdbImage(self.lq_dir, key),
+                gt=LmdbImage(self.gt_dir, key),
+            )
+            for key in sorted(gt)
+        ]
+
+
+def is_lmdb(path: Path) -> bool:
+    """Whether a folder is an LMDB."""
+    return (path / "data.mdb").is_file()
+
+
+def _keys(root: Path) -> set[str]:
+    """Keys that `meta_info.txt` lists, in lines such as `0001_s003.png (480,480,3) 1`."""
+    meta = root / _META
+    if not meta.is_file():
+        with _opened(root).begin(buffers=True) as transaction, transaction.cursor() as cursor:
+            if cursor.first():
+                _refuse_pickle(cursor.value(), root)
+        raise InputError("an LMDB without a list of its images", file=meta, expected="a line an image")
+    names = [line.split(" (")[0].strip() for line in meta.read_text().splitlines() if line.strip()]
+    if not names:
+        raise InputError("an empty list of images", file=meta)
+    return {str(Path(name).with_suffix("")) if Path(name).suffix else name for name in names}
+
+
+def _refuse_pickle(value: bytes | memoryview, root: Path) -> None:
+    if bytes(value[:1]) == _PICKLE_MAGIC:
+        raise InputError(
+            "an LMDB of pickled objects, which would run code on loading",
+            file=root,
+            expected="encoded images",
+            fix="Prepare the folders that it was made from: nafnet prepare --lq BLUR --gt SHARP --out STORE",
+        )
+
+
+@lru_cache(maxsize=8)
+def _opened(root: Path) -> lmdb.Environment:
+    """Open once a process, which is all that LMDB allows."""
+    try:
+        return lmdb.open(str(root), readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise InputError("not an LMDB, or a damaged one", file=root, got=error) from error
