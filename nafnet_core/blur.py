@@ -27,7 +27,8 @@ LinearImage = NDArray[np.float32]
 
 GAMMA = 2.2  # Camera response assumed by GoPro's authors (Nah et al., CVPR 2017, section 2).
 _CLIPPED = 254  # From here on a value may have been anything brighter.
-_GRID_CELLS = 4  # a side, of the kernels between which a varying blur is interpolated
+# Of a varying blur: kernels are interpolated between those that move a point by this much more or less.
+_NODE_STEP_PX, _GRID_CELLS = 2.0, (4, 16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,8 +138,10 @@ def average_frames(
         (H, W, 3) uint8.
 
     Raises:
-        ValueError: no frames, or frames of several sizes.
+        ValueError: no frames, frames of several sizes, or a degradation without `rng`.
     """
+    if (degradation is None) != (rng is None):
+        raise ValueError("`degradation` and `rng` go together")
     total, number = None, 0
     for frame in frames_hwc_u8:
         if total is None:
@@ -171,8 +174,9 @@ def varying_blur(
     """Blur of a camera that shifts and rolls about its axis: the further from the centre, the more it turns.
 
     Each point moves along `path` plus its share of the roll. Kernels are taken at the nodes of a grid and
-    interpolated in between, by blending the images that they make (Hirsch et al., "Efficient filter flow for
-    space-variant multiframe blind deconvolution", CVPR 2010).
+    interpolated in between, by blending the images that they make (Nagy & O'Leary, "Restoring images degraded
+    by spatially variant blur", SIAM J. Sci. Comput. 1998): flat fields stay flat. The grid is as fine as
+    neighbouring kernels need to be alike.
 
     Args:
         linear: (H, W, 3) in linear light.
@@ -180,12 +184,12 @@ def varying_blur(
         roll_rad: (T,) angle over the exposure.
 
     Returns:
-        (H, W, 3), nowhere shifted on average.
+        (H, W, 3), nowhere shifted on average, to first order in the roll.
     """
     height, width = linear.shape[:2]
     path, roll_rad = path - path.mean(), roll_rad - roll_rad.mean()
     centre = complex((width - 1) / 2, (height - 1) / 2)
-    rows, cols = (np.unique(np.linspace(0, length - 1, _GRID_CELLS + 1)) for length in (height, width))
+    rows, cols = (_nodes(length, float(np.ptp(roll_rad))) for length in (height, width))
     result = np.zeros_like(linear)
     for row, row_weights in zip(rows, _hats(rows, height), strict=True):
         for col, col_weights in zip(cols, _hats(cols, width), strict=True):
@@ -201,6 +205,12 @@ def varying_blur(
             weights = np.outer(row_weights[top:bottom], col_weights[left:right])[..., None]
             result[top:bottom, left:right] += piece * weights.astype(np.float32)
     return result
+
+
+def _nodes(length: int, roll_rad: float) -> NDArray[np.float64]:
+    """Positions along an axis between which points move apart by no more than `_NODE_STEP_PX`."""
+    cells = int(np.clip(np.ceil(roll_rad * length / _NODE_STEP_PX), *_GRID_CELLS))
+    return np.linspace(0, length - 1, min(cells + 1, length))
 
 
 def _hats(nodes: NDArray[np.float64], length: int) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -61,9 +62,16 @@ def edge(restored: Tensor, gt: Tensor) -> Tensor:
 
 def _smoothed(x: Tensor) -> Tensor:
     channels = x.shape[1]
-    taps = torch.tensor([0.05, 0.25, 0.4, 0.25, 0.05], dtype=x.dtype, device=x.device)
-    kernel = torch.outer(taps, taps).expand(channels, 1, 5, 5)
+    kernel = _burt_adelson(x.dtype, x.device).expand(channels, 1, 5, 5)
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), kernel, groups=channels)
+
+
+@lru_cache(maxsize=8)
+def _burt_adelson(dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Kept, for a copy to a GPU waits for all that runs there.
+    with torch.inference_mode(False):
+        taps = torch.tensor([0.05, 0.25, 0.4, 0.25, 0.05], dtype=dtype, device=device)
+        return torch.outer(taps, taps)
 
 
 LOSSES: dict[str, Loss] = {

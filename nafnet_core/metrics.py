@@ -84,7 +84,9 @@ class RunningMean:
         self._values: list[float] = []
 
     def update(self, values: Tensor | Iterable[float]) -> None:
-        """Take in (N,) values."""
+        """Take in (N,) values. Raises `ValueError` where they have another shape."""
+        if isinstance(values, Tensor) and values.dim() != 1:
+            raise ValueError(f"expected (N,) values, got {tuple(values.shape)}")
         self._values += values.tolist() if isinstance(values, Tensor) else values
 
     def across_workers(self) -> RunningMean:
@@ -103,8 +105,11 @@ class RunningMean:
 
     @property
     def value(self) -> float:
-        """The mean; NaN of nothing."""
-        return math.fsum(self._values) / len(self._values) if self._values else math.nan
+        """The mean; NaN of nothing. An infinite value makes it infinite, two of either sign NaN."""
+        if not self._values:
+            return math.nan
+        is_finite = all(map(math.isfinite, self._values))
+        return (math.fsum(self._values) if is_finite else sum(self._values)) / len(self._values)
 
 
 def _gaussian_valid(x: Tensor) -> Tensor:

@@ -93,11 +93,15 @@ class ChannelLayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → same shape and dtype."""
-        nhwc, weight, bias = input.permute(0, 2, 3, 1), self.weight, self.bias
-        if input.device.type != "cpu":  # whose kernel alone takes fp32 weights with a bf16 map
-            weight, bias = weight.to(input.dtype), bias.to(input.dtype)
-        # Not `F.layer_norm`, which under autocast returns fp32, and so makes every later sum fp32.
-        normed, _, _ = torch.native_layer_norm(nhwc, self.normalized_shape, weight, bias, self.eps)
+        nhwc, shape = input.permute(0, 2, 3, 1), self.normalized_shape
+        # Under autocast a norm would return fp32, and every later sum with it: keep the input's dtype.
+        if input.device.type == "cpu":
+            # What CPU autocast leaves alone, and what takes fp32 weights with a bf16 map.
+            normed, _, _ = torch.native_layer_norm(nhwc, shape, self.weight, self.bias, self.eps)
+        else:
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            with torch.autocast(input.device.type, enabled=False):
+                normed = F.layer_norm(nhwc, shape, weight, bias, self.eps)
         return normed.permute(0, 3, 1, 2)
 
 
@@ -122,8 +126,9 @@ class PointwiseConv(nn.Conv2d):
             weight = weight * scale.reshape(-1, 1, 1, 1)
             bias = None if bias is None else bias * scale.flatten()
         if _is_sooner_as_product(input):
-            nhwc = F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias)
-            return nhwc.permute(0, 3, 1, 2)
+            # In the order of its strides, or its gradient has others than it, and DDP copies.
+            matrix = weight.permute(0, 2, 3, 1).flatten(1)
+            return F.linear(input.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
         return F.conv2d(input, weight, bias)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Any, Literal
@@ -90,8 +90,8 @@ def restore_image(
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Restore one image.
 
-    Source and result stay in host memory. Where a GPU runs out of memory, the image is done again with tiles
-    of half the side.
+    Source and result stay in host memory. Where a GPU runs out of memory, the image is done again with half
+    the batch, then with tiles of half the side.
 
     Args:
         model: the network, in eval mode, on any device.
@@ -137,7 +137,10 @@ def restore_image(
     )
     with local_statistics(model, train_patch_px):
         restored: NDArray[Any] = _halving(
-            lambda side: _restore(model, image, side, how), tile_px, max(image.shape[:2])
+            lambda side, batch: _restore(model, image, side, replace(how, batch=batch)),
+            tile_px,
+            tile_batch,
+            max(image.shape[:2]),
         )
     if is_gray:
         return restored.mean(axis=2).round().astype(lq_hwc.dtype)
@@ -156,17 +159,22 @@ def default_overlap_px(train_patch_px: int | None, tile_px: int) -> int:
     return min(max(MIN_OVERLAP_PX, (train_patch_px or 0) // 2), tile_px // 3)
 
 
-def _halving(run: Callable[[int | None], NDArray[Any]], tile_px: int | None, longest_px: int) -> NDArray[Any]:
-    """`run(tile_px)`, with smaller and smaller tiles where the GPU's memory is too small for it."""
+def _halving(
+    run: Callable[[int | None, int], NDArray[Any]], tile_px: int | None, batch: int, longest_px: int
+) -> NDArray[Any]:
+    """`run(tile_px, batch)`; where the GPU's memory is too small for it, with fewer, then smaller tiles."""
     while True:
         try:
-            return run(tile_px)
+            return run(tile_px, batch)
         except torch.OutOfMemoryError:
             side = min(tile_px or longest_px, longest_px)
-            if side <= MIN_TILE_PX:
+            if batch > 1:
+                batch //= 2
+            elif side > MIN_TILE_PX:
+                tile_px = max(MIN_TILE_PX, side // 2 // 64 * 64)
+            else:
                 raise
-            tile_px = max(MIN_TILE_PX, side // 2 // 64 * 64)
-            log.warning("out of GPU memory: going on with tiles of %d px", tile_px)
+            log.warning("out of GPU memory: going on with %d tiles of %s px", batch, tile_px or longest_px)
         torch.cuda.empty_cache()
 
 

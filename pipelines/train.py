@@ -140,7 +140,7 @@ def check(config: RunConfig) -> None:
             "no training data", fix="Name a store with --data STORE, or in the recipe's data.train"
         )
     model = build_model(config.model)
-    build_loss(config, torch.device("cpu"))
+    loss = build_loss(config, torch.device("cpu"))
     for stage in config.stages:
         check_patches(config.data, stage.patch_px)
         if stage.patch_px % model.config.stride_px:
@@ -150,6 +150,13 @@ def check(config: RunConfig) -> None:
                 got=f"{stage.patch_px} px",
                 fix="Change stages.*.patch_px",
             )
+    smallest = torch.zeros(1, 3, *[min(stage.patch_px for stage in config.stages)] * 2)
+    try:
+        loss(smallest, smallest)
+    except ValueError as error:
+        raise InputError(
+            "the patch does not fit the loss", got=error, fix="Change stages.*.patch_px"
+        ) from error
     if config.data.val is not None:
         _check_validation(config)
 

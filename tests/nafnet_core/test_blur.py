@@ -65,7 +65,7 @@ def test_measured_blur_chooses_among_the_kernels() -> None:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "measured"])
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (33, 17), (5, 7), (1, 1), (1, 40)])
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (33, 17), (5, 7), (1, 1), (1, 40), (2, 40), (40, 3)])
 def test_shape_and_dtype_are_kept(kind: BlurKind, height: int, width: int) -> None:
     # Far smaller than the kernel, too.
     image = photo(height, width)
@@ -239,10 +239,11 @@ def test_without_roll_the_blur_is_the_same_everywhere() -> None:
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
-def test_roll_is_the_mean_of_turned_images() -> None:
+@pytest.mark.parametrize("roll", [0.04, 0.12])
+def test_roll_is_the_mean_of_turned_images(roll: float) -> None:
     image = to_linear(photo(200, 260))
-    steps = np.linspace(-1, 1, 65)
-    path, roll_rad = 4 * steps + 2j * steps**2, 0.04 * steps
+    steps = np.linspace(-1, 1, 129)
+    path, roll_rad = 4 * steps + 2j * steps**2, roll * steps
     path = path - path.mean()
     height, width = image.shape[:2]
     centre = np.array([(width - 1) / 2, (height - 1) / 2])
@@ -301,6 +302,8 @@ def test_frames_that_cannot_be_averaged_are_refused() -> None:
         average_frames([])
     with pytest.raises(ValueError, match="several sizes"):
         average_frames([photo(8, 8), photo(8, 9)])
+    with pytest.raises(ValueError, match="go together"):
+        average_frames([photo(8, 8)], blur_only("shake", 1.0))
 
 
 def test_jpeg_is_the_files_last_step() -> None:

@@ -270,6 +270,16 @@ def test_running_mean_of_nothing_is_not_a_number() -> None:
     assert math.isnan(RunningMean().across_workers().value)
 
 
+def test_running_mean_of_infinite_values_and_of_wrong_shapes() -> None:
+    mean = RunningMean()
+    mean.update([30.0, math.inf])  # PSNR of equal images
+    assert mean.value == math.inf
+    mean.update([-math.inf])
+    assert math.isnan(mean.value)
+    with pytest.raises(ValueError, match=r"\(N,\) values, got \(2, 2\)"):
+        mean.update(torch.zeros(2, 2))
+
+
 def test_running_mean_across_workers_is_that_of_one(tmp_path: Path) -> None:
     """Three real processes with 5, 2 and no values."""
     multiprocessing.spawn(_share_of_a_mean, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=3)

@@ -150,6 +150,22 @@ def test_layer_norm_keeps_bf16_but_takes_statistics_in_fp32(autocast: bool) -> N
     torch.testing.assert_close(normed.float(), norm(x.float()), rtol=2**-7, atol=2**-7)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("side", [16, 64])
+def test_gradients_have_the_strides_of_their_parameters(bf16: bool, side: int) -> None:
+    """Else DDP warns, and copies each into its bucket."""
+    model = NAFNet(PRESETS["mobile"])
+    randomize_residual_scales(model, seed=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        model(torch.rand(2, 3, side, side)).sum().backward()
+    wrong = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or parameter.grad.stride() != parameter.stride()
+    ]
+    assert not wrong
+
+
 @pytest.mark.gpu
 def test_layer_norm_keeps_bf16_under_cuda_autocast() -> None:
     # CUDA's autocast, unlike the CPU's, returns fp32 from `layer_norm`, and every later sum would be fp32.

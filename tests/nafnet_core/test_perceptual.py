@@ -117,6 +117,13 @@ def test_vgg19_features_follow_torchvisions_layers(tmp_path: Path) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_vgg19_refuses_what_its_poolings_would_leave_nothing_of(tmp_path: Path) -> None:
+    features = read_features(vgg19_file(tmp_path)[0])
+    assert features(torch.rand(1, 3, 8, 8))[-1].shape[-2:] == (1, 1)
+    with pytest.raises(ValueError, match=r"8 px a side, got \(8, 7\)"):
+        features(torch.rand(1, 3, 8, 7))
+
+
 def test_loss_grows_with_blur_and_moves_only_the_image() -> None:
     loss = PerceptualLoss(read_features(lite0_file()))
     values = [float(loss(photo(sigma=sigma), photo())) for sigma in (0.0, 0.5, 1.0, 2.0, 4.0)]

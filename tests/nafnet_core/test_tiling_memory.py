@@ -122,6 +122,10 @@ def test_tiles_are_halved_where_a_gpu_runs_out_of_memory(
     assert tried[0] == 700 and 200 < tried[1] <= 320 and max(tried[2:]) <= 192
     assert np.array_equal(restored, expected)
     assert "tiles of 192 px" in caplog.text
+    tried.clear()
+    batched = restore_image(model, lq, train_patch_px=TRAIN_PATCH_PX, tile_px=256, tile_batch=4)
+    assert len(tried) == 3 + len(tried[3:]) and tried[2] > 200 >= max(tried[3:])  # 4, 2, 1 of 256, then 192
+    assert np.abs(batched.astype(int) - expected).max() <= 1
     monkeypatch.setattr(tiling, "_run", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none left")))
     with pytest.raises(torch.OutOfMemoryError):
         restore_image(model, lq, train_patch_px=TRAIN_PATCH_PX, tile_px=None)
