@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ Image = NDArray[np.uint8]
 LinearImage = NDArray[np.float32]
 
 GAMMA = 2.2  # Camera response assumed by GoPro's authors (Nah et al., CVPR 2017, section 2).
+_MAX_SIZE_PX = 1000
 _CLIPPED = 254  # From here on a value may have been anything brighter.
 # Of a varying blur: kernels are interpolated between those that move a point by this much more or less.
 _NODE_STEP_PX, _GRID_CELLS = 2.0, (4, 16)
@@ -79,7 +80,19 @@ def draw_degradation(
             which look about as strong.
         max_noise: upper end of the read noise; the shot noise variance reaches a tenth of it. 0 for none.
         min_jpeg_quality: lower end of the quality, of which 95 is the upper; None for no compression.
+
+    Raises:
+        ValueError: no kinds or unknown ones, or a range that is none.
     """
+    if not kinds or isinstance(kinds, str) or set(kinds) - set(get_args(BlurKind)):
+        raise ValueError(f"kinds must be some of {get_args(BlurKind)}, got {kinds!r}")
+    if not (0 <= min_size_px <= max_size_px < _MAX_SIZE_PX and 0 <= max_noise <= 1):
+        raise ValueError(
+            f"expected 0 ≤ min_size_px ≤ max_size_px < {_MAX_SIZE_PX} and 0 ≤ max_noise ≤ 1, "
+            f"got {min_size_px}, {max_size_px}, {max_noise}"
+        )
+    if min_jpeg_quality is not None and not 1 <= min_jpeg_quality <= 95:
+        raise ValueError(f"min_jpeg_quality must be 1…95, got {min_jpeg_quality}")
     kind = kinds[int(rng.integers(len(kinds)))]
     size = float(rng.uniform(min_size_px, max_size_px))
     share = {"defocus": 1 / 2, "gaussian": 1 / 6}.get(kind, 1.0)
@@ -159,7 +172,9 @@ def average_frames(
 
 
 def to_linear(image_hwc_u8: Image) -> LinearImage:
-    """Encoded 0…255 → linear light, white being 1."""
+    """Encoded 0…255 → linear light, white being 1. Raises `ValueError` where it is not (H, W, 3) uint8."""
+    if image_hwc_u8.dtype != np.uint8 or image_hwc_u8.ndim != 3:
+        raise ValueError(f"expected (H, W, 3) uint8, got {image_hwc_u8.shape} {image_hwc_u8.dtype}")
     return _LINEAR_OF[image_hwc_u8]
 
 

@@ -81,7 +81,13 @@ def centred(kernel: NDArray[np.floating]) -> Kernel:
     Raises:
         ValueError: it is not two-dimensional, has a negative or non-finite value, or is all zero.
     """
-    if kernel.ndim != 2 or not np.isfinite(kernel).all() or kernel.min() < 0 or kernel.sum() <= 0:
+    if (
+        kernel.ndim != 2
+        or not kernel.size
+        or not np.isfinite(kernel).all()
+        or kernel.min() < 0
+        or kernel.sum() <= 0
+    ):
         raise ValueError("a blur kernel is a 2-D array of non-negative numbers, not all zero")
     rows, cols = np.nonzero(kernel)
     weights = kernel[rows, cols].astype(np.float64)

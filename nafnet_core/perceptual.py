@@ -130,12 +130,13 @@ class _InvertedResidual(nn.Module):
         return x + y if x.shape == y.shape else y
 
 
-def read_features(path: Path) -> nn.Module:
+def read_features(path: str | Path) -> nn.Module:
     """Frozen feature network of a weights file: (N, 3, H, W) RGB in 0…1 → list of maps.
 
     Raises:
         InputError: the file is missing or damaged, or neither network's.
     """
+    path = Path(path)
     state, _ = read_state(path)
     if "_conv_stem.weight" in state:
         network, state = EfficientNetLite0Features(), _folded(state, file=path)

@@ -112,8 +112,8 @@ def restore_image(
         The input's shape and dtype.
 
     Raises:
-        ValueError: another shape or dtype, an overlap that is not smaller than half a tile, a tile that is
-            too small for the network, or a batch of none.
+        ValueError: another shape or dtype, a patch, tile or batch below 1, an overlap that is not smaller
+            than half a tile, or a tile that is too small for the network.
     """
     channels = model.config.img_channel
     if lq_hwc.dtype not in (np.uint8, np.uint16):
@@ -123,9 +123,15 @@ def restore_image(
     has_alpha = image.ndim == 3 and channels == 3 and image.shape[2] == 4
     image = image[..., :3] if has_alpha else image
     if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
-        raise ValueError(f"expected (H, W, {channels}), got {lq_hwc.shape}")
+        raise ValueError(f"expected (H, W, {channels}) or (H, W), none of them 0, got {lq_hwc.shape}")
     if tile_batch < 1:
         raise ValueError(f"tile_batch must be at least 1, got {tile_batch}")
+    if train_patch_px is not None and train_patch_px < 1:
+        raise ValueError(
+            f"train_patch_px must be at least 1, or None for no statistics: got {train_patch_px}"
+        )
+    if tile_px not in ("auto", None) and tile_px < 1:
+        raise ValueError(f"tile_px must be at least 1, got {tile_px}")
     if tile_px == "auto":
         tile_px = auto_tile_px(model, tile_batch)
     how = _Tiling(

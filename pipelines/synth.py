@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nafnet_core import InputError
-from nafnet_core.blur import BlurKind, degrade, draw_degradation, sample_rng
+from nafnet_core.blur import BlurKind, Degradation, degrade, draw_degradation, sample_rng
 from nafnet_core.kernels import Kernel, centred
 from pipelines.files import make_folder, written_aside
 from pipelines.images import encode_png, list_images, read_rgb_u8
@@ -75,13 +75,16 @@ def run(
     Raises:
         InputError: no photos, unreadable kernels, an unusable range, or a folder that cannot be written.
     """
-    if not 0 <= config.min_size_px <= config.max_size_px or config.variants < 1:
-        raise InputError(
-            "blur sizes must be 0 ≤ min ≤ max, variants at least 1",
-            got=f"{config.min_size_px} to {config.max_size_px} px, {config.variants} variants",
-        )
+    if config.variants < 1:
+        raise InputError("variants must be at least 1", got=config.variants)
+    try:
+        _draw(config, sample_rng(config.seed, 0))
+    except ValueError as error:
+        raise InputError(f"blur that cannot be: {error}") from error
     photos = _photos(config.sharp, config.out)
     kernels = _read_kernels(config.kernels) if config.kernels else []
+    if kernels and "measured" not in config.kinds:
+        raise InputError("kernels are for the kind `measured`", fix="Add --kind measured")
     if "measured" in config.kinds and not kernels:
         raise InputError("the kind `measured` needs kernels", fix="Give their folder with --kernels")
     make_folder(config.out)
@@ -149,14 +152,7 @@ def _blur_photo(
     for variant in range(config.variants):
         # From seed, name and variant only, not from order or threads.
         rng = sample_rng(config.seed, zlib.crc32(name.encode()) << 32 | variant)
-        degradation = draw_degradation(
-            rng,
-            kinds=config.kinds,
-            min_size_px=config.min_size_px,
-            max_size_px=config.max_size_px,
-            max_noise=config.max_noise,
-            min_jpeg_quality=config.min_jpeg_quality,
-        )
+        degradation = _draw(config, rng)
         blurred = degrade(sharp, degradation, rng, measured_kernels=kernels)
         _write_png(folders[0] / f"{variant}.png", blurred)
         if variant == 0:
@@ -167,6 +163,17 @@ def _blur_photo(
             {"key": f"{name}/{variant}", "photo": str(path), "seed": config.seed, **degradation.to_dict()}
         )
     return records
+
+
+def _draw(config: SynthConfig, rng: np.random.Generator) -> Degradation:
+    return draw_degradation(
+        rng,
+        kinds=config.kinds,
+        min_size_px=config.min_size_px,
+        max_size_px=config.max_size_px,
+        max_noise=config.max_noise,
+        min_jpeg_quality=config.min_jpeg_quality,
+    )
 
 
 def _write_png(path: Path, image: NDArray[np.uint8]) -> None:

@@ -119,8 +119,10 @@ class Trainer:
         self.ledger = CheckpointLedger(context.run_dir, keep=config.checkpoint.keep)
         self.samples = self.steps = self.skipped = self._skipped_in_a_row = 0
         self.train_patch_px = max(stage.patch_px for stage in config.stages)
-        # Validation runs the plain network: each image's size would be compiled anew.
-        self.replica: nn.Module = torch.compile(self.model) if config.scaling.compile else self.model
+        # Validation runs the plain network: each image's size would be compiled anew. And not for sizes left
+        # open, which torch 2.13 fails on: the padding asks for a remainder of the size.
+        compiled = torch.compile(self.model, dynamic=False) if config.scaling.compile else self.model
+        self.replica: nn.Module = compiled
         if context.world_size > 1:
             ids = [context.device] if context.device.type == "cuda" else None
             self.replica = DistributedDataParallel(self.replica, device_ids=ids, gradient_as_bucket_view=True)

@@ -337,3 +337,34 @@ def test_a_sample_is_a_function_of_seed_and_number(seed: int, number: int) -> No
     assert sample_rng(seed, number).integers(2**62) == first
     assert sample_rng(seed, number ^ 1).integers(2**62) != first
     assert sample_rng(seed ^ 1, number).integers(2**62) != first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kinds": ()},
+        {"kinds": "shake"},
+        {"kinds": ["spin"]},
+        {"min_size_px": 6.0},
+        {"max_size_px": math.inf},
+        {"max_size_px": math.nan},
+        {"max_noise": -1.0},
+        {"max_noise": math.nan},
+        {"min_jpeg_quality": 96},
+    ],
+    ids=str,
+)
+def test_degradations_that_cannot_be_drawn_are_refused(change: dict[str, object]) -> None:
+    options = {"kinds": ["shake"], "min_size_px": 1.0, "max_size_px": 5.0, "max_noise": 0.0, **change}
+    with pytest.raises(ValueError, match=r"must be|expected 0 ≤"):
+        draw_degradation(sample_rng(0, 0), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8, 3), np.uint16), np.zeros((8, 8), np.uint8)])
+def test_only_8_bit_colour_is_degraded(image: NDArray) -> None:
+    for take in (
+        lambda: degrade(image, blur_only("shake", 3.0), sample_rng(0, 0)),
+        lambda: average_frames([image]),
+    ):
+        with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8"):
+            take()

@@ -315,7 +315,7 @@ def test_model_keeps_its_global_statistics(tile_px: int | None) -> None:
     ids=lambda image: "x".join(map(str, image.shape)),
 )
 def test_wrong_shape_is_refused(image: NDArray[np.uint8]) -> None:
-    with pytest.raises(ValueError, match=r"expected \(H, W, 3\)"):
+    with pytest.raises(ValueError, match=r"expected \(H, W, 3\) or \(H, W\)"):
         restore_image(NAFNet(SMALL), image, train_patch_px=None)
 
 
@@ -334,6 +334,13 @@ def test_overlap_that_is_not_below_half_a_tile_is_refused(overlap_px: int) -> No
 def test_tile_below_the_networks_stride_is_refused() -> None:
     with pytest.raises(ValueError, match="stride, 16 px"):
         restore_image(NAFNet(DEEP), photo(80, 80), train_patch_px=None, tile_px=20, overlap_px=8)
+
+
+@pytest.mark.parametrize("options", [{"train_patch_px": 0}, {"train_patch_px": -1}, {"tile_px": 0}])
+def test_sides_below_one_are_refused(options: dict[str, int]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+        restore_image(NAFNet(SMALL), photo(80, 80), **{"train_patch_px": 16, **options})
 
 
 def test_statistics_come_back_after_a_refusal() -> None:

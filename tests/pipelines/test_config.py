@@ -346,3 +346,14 @@ def test_file_that_is_no_recipe(tmp_path: Path, content: bytes, match: str) -> N
     with pytest.raises(InputError, match=match) as caught:
         load_config(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_fault_inside_an_override_of_a_whole_section_is_the_overrides() -> None:
+    with pytest.raises(InputError, match=r"--set loss=\{lpips: 0.1\}"):
+        load_config("mobile", ["loss={lpips: 0.1}"])
+
+
+def test_perceptual_weights_are_found_wherever_a_worker_starts() -> None:
+    config = load_config("mobile", ["perceptual_weights=vgg19.pth"])
+    assert config.perceptual_weights == Path.cwd() / "vgg19.pth"
+    assert load_config("mobile").perceptual_weights is None

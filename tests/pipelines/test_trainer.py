@@ -245,6 +245,8 @@ def test_compiled_network_trains_as_the_plain_one_does(tmp_path: Path) -> None:
     compiled = Trainer(_config(scaling={"compile": True}), _context(tmp_path / "compiled"))
     plain = Trainer(_config(), _context(tmp_path / "plain"))
     (span,) = spans(_config(), 48, 0)
+    for trainer in (compiled, plain):
+        trainer.warm_up(2 * _SIDE_PX, 1, steps=1)  # another shape first, as the loop does
     losses = [
         [float(trainer.step(_batch(span, n), span.batch, 48).loss) for n in range(4)]
         for trainer in (compiled, plain)
