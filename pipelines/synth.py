@@ -88,6 +88,7 @@ def run(
     if "measured" in config.kinds and not kernels:
         raise InputError("the kind `measured` needs kernels", fix="Give their folder with --kernels")
     make_folder(config.out)
+    _refuse_other_pairs(config, [name for name, _ in photos])
     records: list[dict[str, object]] = []
     refused: list[str] = []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -135,6 +136,20 @@ def _photos(paths: Sequence[Path], out: Path) -> list[tuple[str, Path]]:
     if not found:
         raise InputError("no photos in this folder", file=paths[0], expected="png, jpg, tif, webp or bmp")
     return sorted(found.items())
+
+
+def _refuse_other_pairs(config: SynthConfig, names: Sequence[str]) -> None:
+    """Pairs of another run, left among this one's, would be prepared and trained on with them."""
+    ours = {f"{name}/{variant}.png" for name in names for variant in range(config.variants)}
+    for side in (config.out / "blur", config.out / "sharp"):
+        found = list_images(side) if side.is_dir() else []
+        others = [path for path in found if path.relative_to(side).as_posix() not in ours]
+        if others:
+            raise InputError(
+                f"{len(others)} images of another run in this folder",
+                file=others[0],
+                fix="Remove the folder, or choose another --out",
+            )
 
 
 def _blur_photo(

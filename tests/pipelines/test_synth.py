@@ -216,3 +216,23 @@ def test_output_that_cannot_be_written(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write into this folder"):
         run(photos, tmp_path / "file")
+
+
+def test_pairs_of_another_run_are_not_mixed_in(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "out", variants=2)
+    before = outputs(tmp_path / "out")
+    with pytest.raises(
+        InputError, match=r"3 images of another run in this folder: .*a/1\.png.*another --out"
+    ):
+        run(photos, tmp_path / "out", variants=1, kinds=("gaussian",))
+    assert same(outputs(tmp_path / "out"), before)
+    run(photos, tmp_path / "out", variants=3, seed=1)
+    assert len(outputs(tmp_path / "out")) == 9
+
+
+def test_kernels_without_the_kind_that_takes_them(photos: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.full((5, 5), 255, np.uint8)).save(tmp_path / "kernel.png")
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernel.png").rename(tmp_path / "kernels" / "kernel.png")
+    with pytest.raises(InputError, match="Add --kind measured"):
+        run(photos, tmp_path / "out", kernels=tmp_path / "kernels")
