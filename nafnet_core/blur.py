@@ -209,9 +209,8 @@ def varying_blur(
     for row, row_weights in zip(rows, _hats(rows, height), strict=True):
         for col, col_weights in zip(cols, _hats(cols, width), strict=True):
             kernel = rasterized(path + 1j * roll_rad * (complex(col, row) - centre))
-            inside = np.ix_(*(np.flatnonzero(weights) for weights in (row_weights, col_weights)))
-            top, bottom = inside[0].min(), inside[0].max() + 1
-            left, right = inside[1].min(), inside[1].max() + 1
+            top, bottom = np.flatnonzero(row_weights)[[0, -1]] + [0, 1]
+            left, right = np.flatnonzero(col_weights)[[0, -1]] + [0, 1]
             # With what the kernel reaches beyond, where there is more of the image.
             reach = kernel.shape[0] // 2
             first_row, first_col = max(0, top - reach), max(0, left - reach)
@@ -223,7 +222,7 @@ def varying_blur(
 
 
 def _nodes(length: int, roll_rad: float) -> NDArray[np.float64]:
-    """Positions along an axis between which points move apart by no more than `_NODE_STEP_PX`."""
+    """Positions along an axis between which points move apart by `_NODE_STEP_PX`, within `_GRID_CELLS`."""
     cells = int(np.clip(np.ceil(roll_rad * length / _NODE_STEP_PX), *_GRID_CELLS))
     return np.linspace(0, length - 1, min(cells + 1, length))
 
