@@ -138,7 +138,7 @@ def _is_sooner_as_product(x: Tensor) -> bool:
     Measured forward and backward with 32 to 512 channels: 2 to 3 times at a few pixels; in bf16 still
     1.2 times at 512 pixels, as fast at 2048; in fp32 it loses from 128 pixels on.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # an exported graph takes any size
+    if x.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph takes any size
         return False
     num_pixels = x.shape[0] * x.shape[2] * x.shape[3]
     return num_pixels <= (1024 if x.dtype == torch.bfloat16 else 16)
