@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +12,9 @@ Image = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 
 _ORDERS = tuple(permutations(range(3)))
+# OpenCV's flip codes, by the two low bits of a variant.
+_FLIPS = {1: 1, 2: 0, 3: -1}
+_FLIPS_TRANSPOSED = {1: 0, 2: 1, 3: -1}
 
 
 def crop(image_hwc: Image, top: int, left: int, size_px: int) -> Image:
@@ -32,6 +36,28 @@ def dihedral(image_hwc: Image, variant: int) -> Image:
     if variant & 4:
         image_hwc = image_hwc.transpose(1, 0, 2)
     return image_hwc
+
+
+def dihedral_into(out_hwc: Image, image_hwc: Image, variant: int) -> None:
+    """Write `dihedral(image_hwc, variant)` into `out_hwc`.
+
+    Through OpenCV: NumPy copies a mirrored or transposed image of 3-byte pixels byte by byte, 10 to 50 times
+    slower (measured at 256²).
+
+    Args:
+        out_hwc: (H, W, 3), contiguous; must not overlap `image_hwc`.
+        image_hwc: (H, W, 3) square; a window of a larger image is fine, and need not be writable.
+        variant: 0…7, as in `dihedral`.
+    """
+    flips = variant & 3
+    if variant & 4 and flips:
+        cv2.flip(cv2.transpose(image_hwc), _FLIPS_TRANSPOSED[flips], dst=out_hwc)
+    elif variant & 4:
+        cv2.transpose(image_hwc, dst=out_hwc)
+    elif flips:
+        cv2.flip(image_hwc, _FLIPS[flips], dst=out_hwc)
+    else:
+        out_hwc[...] = image_hwc
 
 
 def channel_order(image_hwc: Image, variant: int) -> Image:

@@ -125,24 +125,6 @@ def write_photo(path: Path, photo: Photo, *, jpeg_quality: int = 95) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def encode_png(rgb_hwc_u8: NDArray[np.uint8]) -> bytes:
-    """Lossless PNG of an (H, W, 3) RGB array, at the level that costs least time a byte saved."""
-    ok, buffer = cv2.imencode(".png", rgb_hwc_u8[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    assert ok
-    return buffer.tobytes()
-
-
-def decode_png(buffer: bytes | memoryview) -> NDArray[np.uint8]:
-    """Inverse of `encode_png`. Raises `ValueError` where the bytes are no image."""
-    try:
-        bgr = cv2.imdecode(np.frombuffer(buffer, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # nothing in it, or absurd dimensions
-        bgr = None
-    if bgr is None:
-        raise ValueError("not a PNG")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-
-
 @contextmanager
 def _pillow_errors(path: Path) -> Iterator[None]:
     try:

@@ -24,7 +24,7 @@ from ray.exceptions import RayTaskError
 
 from cluster.connect import quiet_data_context
 from nafnet_core import InputError
-from nafnet_core.transforms import channel_order, cutblur, dihedral
+from nafnet_core.transforms import channel_order, cutblur, dihedral_into
 from pipelines.config import DataSection
 from pipelines.plan import SamplePlan, drawn_augmentation, rank_slice
 from pipelines.store import PairStore, read_manifest
@@ -94,8 +94,8 @@ def read_patches(
         pair = stores[planned.store[row]].patch(
             int(planned.pair[row]), planned.top_share[row], planned.left_share[row], patch_px
         )
-        variant = int(planned.variant[row])
-        lq[row], gt[row] = (dihedral(image, variant) for image in pair)
+        for out, image in zip((lq[row], gt[row]), pair, strict=True):
+            dihedral_into(out, image, int(planned.variant[row]))
         if plan.cutblur or plan.channel_shuffle:
             extra = drawn_augmentation(plan, int(planned.seed[row]), patch_px)
             if extra.sharp_box is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.files import make_folder, written_aside
-from pipelines.images import encode_png
+from pipelines.png import encode_png
 
 if TYPE_CHECKING:
     from pipelines.scoring import ImageScore

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nafnet_core import InputError
 from pipelines.files import sha256, written_aside
-from pipelines.images import decode_png, encode_png
+from pipelines.png import decode_png, decode_png_window, encode_png
 
 SCHEMA_VERSION = 1
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
@@ -177,7 +177,8 @@ class PairStore:
             patch_px: side.
 
         Returns:
-            lq and gt, each (patch_px, patch_px, 3) uint8 RGB.
+            lq and gt, each (patch_px, patch_px, 3) uint8 RGB: views into the memory map where the codec is
+            raw, valid as long as this store, and read-only.
 
         Raises:
             InputError: the shard is missing or damaged.
@@ -265,19 +266,19 @@ class _ParquetShard:
         self.rows = [_Row(**row) for row in table.to_pylist()]
 
     def pair(self, row: int) -> Pair:
-        lq, gt = self._images(row)
+        lq, gt = (decode_png(value) for value in self._values(row))
         return Pair(key=self.rows[row].key, scene=self.rows[row].scene, lq=lq, gt=gt)
 
     def patch(
         self, row: int, top_share: float, left_share: float, patch_px: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         window = _window(self.rows[row], top_share, left_share, patch_px)
-        lq, gt = self._images(row)
-        return lq[window], gt[window]
+        lq, gt = (decode_png_window(value, *window) for value in self._values(row))
+        return lq, gt
 
-    def _images(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def _values(self, row: int) -> tuple[memoryview, memoryview]:
         group = self._file.read_row_group(row, columns=["lq", "gt"], use_threads=False)
-        return decode_png(group["lq"][0].as_buffer()), decode_png(group["gt"][0].as_buffer())
+        return memoryview(group["lq"][0].as_buffer()), memoryview(group["gt"][0].as_buffer())
 
 
 class _LmdbShard:
@@ -288,26 +289,35 @@ class _LmdbShard:
         self._codec = codec
         # Patches are small and scattered: read-ahead would fetch what nobody wants.
         self._env = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
-        with self._env.begin() as transaction:
-            self.rows = [_Row(*row) for row in json.loads(transaction.get(_INDEX_KEY))]
+        # One for good: nobody writes here, and views of the memory map are valid as long as it is open.
+        self._transaction = self._env.begin(buffers=True)
+        index = self._transaction.get(_INDEX_KEY)
+        if index is None:
+            raise ValueError("its index is missing")
+        self.rows = [_Row(*row) for row in json.loads(bytes(index))]
 
     def pair(self, row: int) -> Pair:
-        with self._env.begin(buffers=True) as transaction:
-            lq, gt = (self._image(transaction, row, side).copy() for side in (b"lq", b"gt"))
+        lq, gt = (self._image(row, side).copy() for side in (b"lq", b"gt"))
         return Pair(key=self.rows[row].key, scene=self.rows[row].scene, lq=lq, gt=gt)
 
     def patch(
         self, row: int, top_share: float, left_share: float, patch_px: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         window = _window(self.rows[row], top_share, left_share, patch_px)
-        with self._env.begin(buffers=True) as transaction:
-            lq, gt = (self._image(transaction, row, side)[window].copy() for side in (b"lq", b"gt"))
+        if self._codec == "png":
+            lq, gt = (decode_png_window(self._value(row, side), *window) for side in (b"lq", b"gt"))
+        else:
+            lq, gt = (self._image(row, side)[window] for side in (b"lq", b"gt"))
         return lq, gt
 
-    def _image(self, transaction: lmdb.Transaction, row: int, side: bytes) -> NDArray[np.uint8]:
-        value = transaction.get(_lmdb_key(row, side))
+    def _value(self, row: int, side: bytes) -> memoryview:
+        value = self._transaction.get(_lmdb_key(row, side))
         if value is None:
             raise ValueError(f"pair {row} is not in it")
+        return value
+
+    def _image(self, row: int, side: bytes) -> NDArray[np.uint8]:
+        value = self._value(row, side)
         if self._codec == "png":
             return decode_png(value)
         # A view into the memory map: only the pages that the caller's window touches are read.

@@ -26,8 +26,9 @@ from nafnet_core import InputError
 from nafnet_core.blur import BlurKind, Degradation, degrade, draw_degradation, sample_rng
 from nafnet_core.kernels import Kernel, centred
 from pipelines.files import make_folder, written_aside
-from pipelines.images import encode_png, list_images, read_rgb_u8
+from pipelines.images import list_images, read_rgb_u8
 from pipelines.pictures import label_bar
+from pipelines.png import encode_png
 
 MIN_SIDE_PX = 64
 _SHEET_PAIRS, _SHEET_SIDE_PX, _LABEL_CHARS = 8, 240, 32

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nafnet_core import InputError
-from pipelines.images import decode_png
+from pipelines.png import decode_png
 from pipelines.sources.base import PairRef
 
 _META = "meta_info.txt"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from skimage import data
 
 from pipelines import prepare
-from pipelines.images import encode_png
+from pipelines.png import encode_png
 from pipelines.prepare import PrepareConfig
 from pipelines.sources import FolderPairs
 from pipelines.store import PairStore

@@ -10,8 +10,8 @@ import pytest
 from nafnet_core import InputError, NAFNetConfig, save_model
 from pipelines.evaluate import Pairs, Report
 from pipelines.gate import GateSettings, failed, judge, latency_ratio
-from pipelines.images import encode_png
 from pipelines.models import open_model
+from pipelines.png import encode_png
 from pipelines.scoring import Protocol
 from pipelines.workspace import Workspace
 from tests.nafnet_core.networks import SMALL, lively_network

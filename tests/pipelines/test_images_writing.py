@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
 
 from nafnet_core import InputError
-from pipelines.images import Photo, decode_png, encode_png, read_photo, write_photo
+from pipelines.images import Photo, read_photo, write_photo
+from pipelines.png import decode_png, encode_png
 from tests.pipelines.pairs import piece
 
 SHARP = piece(0, 24, 40)

@@ -15,7 +15,8 @@ import pytest
 
 from nafnet_core import InputError
 from pipelines import prepare
-from pipelines.images import encode_png, read_rgb_u8
+from pipelines.images import read_rgb_u8
+from pipelines.png import encode_png
 from pipelines.prepare import PrepareConfig
 from pipelines.sources import FolderPairs
 from pipelines.store import MANIFEST, QUARANTINE, PairStore

@@ -10,7 +10,8 @@ import pytest
 
 from nafnet_core import InputError
 from pipelines.evaluate import Pairs
-from pipelines.images import encode_png, read_rgb_u8
+from pipelines.images import read_rgb_u8
+from pipelines.png import encode_png
 from pipelines.prepare import PrepareConfig, run
 from pipelines.sources import FolderPairs, LmdbPairs, two_sides
 from pipelines.sources.lmdbs import LmdbImage

@@ -11,7 +11,7 @@ import pytest
 
 from nafnet_core import InputError
 from pipelines.files import sha256
-from pipelines.images import encode_png
+from pipelines.png import encode_png
 from pipelines.sources import FolderPairs
 from pipelines.store import MANIFEST, PROGRESS, SCHEMA_VERSION, PairStore
 from tests.pipelines.pairs import make_store

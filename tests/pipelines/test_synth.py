@@ -11,7 +11,8 @@ from PIL import Image
 
 from nafnet_core import InputError
 from pipelines import synth
-from pipelines.images import encode_png, read_rgb_u8
+from pipelines.images import read_rgb_u8
+from pipelines.png import encode_png
 from pipelines.sources import find_source, hold_out
 from pipelines.synth import SynthConfig, SynthResult
 from tests.pipelines.pairs import piece
