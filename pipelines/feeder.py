@@ -2,14 +2,14 @@
 
     plan blocks ──▶ readers (actor pool) ──▶ patches in shared memory ──▶ training worker
 
-Each training worker has a feeder, an actor that runs *one* Ray Data execution over all of the worker's batches:
-epochs begin and end inside of it, so nothing stalls there. (`streaming_split` promises no order, so the rank's
-slice comes from the plan instead.)
+Each training worker has a feeder, an actor that runs *one* Ray Data execution over all of the worker's
+batches: epochs begin and end inside of it, so nothing stalls there. (`streaming_split` promises no order, so
+the rank's slice comes from the plan instead.)
 
 Not in the worker's process: Ray Data's scheduling thread would hold the interpreter lock that the backward
-pass waits for. And not held back at its output: Ray Data's scheduler then polls without a pause, and takes most
-of a core (measured with Ray 2.60: training at a third of its speed on two cores). It is held back at its input
-instead: the task that hands out the plan waits until the worker has come near enough.
+pass waits for. And not held back at its output: Ray Data's scheduler then polls without a pause, and takes
+most of a core (measured with Ray 2.60: training at a third of its speed on two cores). It is held back at its
+input instead: the task that hands out the plan waits until the worker has come near enough.
 """
 
 from __future__ import annotations
@@ -216,9 +216,7 @@ class PlanSource(Datasource):
 class Reader:
     """Reads the patches of planned batches; its shards stay open."""
 
-    def __init__(
-        self, plan: SamplePlan, roots: Sequence[Path], span: Span, part: tuple[int, int]
-    ) -> None:
+    def __init__(self, plan: SamplePlan, roots: Sequence[Path], span: Span, part: tuple[int, int]) -> None:
         self._plan, self._span, self._part = plan, span, part
         self._stores = [PairStore(root) for root in roots]
 

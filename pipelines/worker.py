@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from pipelines.config import RunConfig
-from pipelines.ingest import ray_batches
+from pipelines.feeder import ray_batches
 from pipelines.loop import set_threads, train
 from pipelines.plan import SamplePlan
 from pipelines.trainer import TrainContext

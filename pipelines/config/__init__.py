@@ -1,0 +1,32 @@
+"""Run configuration: typed, frozen, unknown keys refused with the nearest valid one.
+
+    config = load_config("mobile", overrides=["optim.lr=5e-4", "budget.minutes=10"])
+
+Precedence: defaults < recipe file < overrides. A recipe is a YAML file, or the name of a shipped one.
+"""
+
+from pipelines.config.base import Section
+from pipelines.config.data import DataSection, StoreSection
+from pipelines.config.recipe import find_recipe, load_config, parse_config, with_stores
+from pipelines.config.sections import (
+    BudgetSection,
+    LossName,
+    ModelSection,
+    RunConfig,
+    StageSection,
+)
+
+__all__ = [
+    "BudgetSection",
+    "DataSection",
+    "LossName",
+    "ModelSection",
+    "RunConfig",
+    "Section",
+    "StageSection",
+    "StoreSection",
+    "find_recipe",
+    "load_config",
+    "parse_config",
+    "with_stores",
+]

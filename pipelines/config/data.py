@@ -1,0 +1,33 @@
+"""Where a run's pairs come from, and what is done to them on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipelines.config.base import Section
+
+
+class StoreSection(Section):
+    """One store of a training mixture."""
+
+    path: Path
+    weight: float = Field(1.0, gt=0)
+    """Passes over this store in one epoch of the mixture."""
+
+
+class DataSection(Section):
+    """Where pairs come from. Left out in shipped recipes; `--data` and `--val` fill it."""
+
+    train: tuple[StoreSection, ...] = ()
+    val: Path | None = None
+    """Store of whole images to validate on."""
+    shuffle_window_pairs: int = Field(65_536, gt=0)
+    """Pairs shuffled among one another; a window is a random set of runs of consecutive pairs."""
+    augment: bool = True
+    """The eight flips and quarter turns."""
+    cutblur: float = Field(0.0, ge=0, le=1)
+    """Probability that a part of the blurred patch is made sharp (Yoo et al. 2020)."""
+    channel_shuffle: float = Field(0.0, ge=0, le=1)
+    """Probability that the colour channels of a pair change places."""

@@ -1,0 +1,179 @@
+"""Recipes: YAML files and overrides, made into a `RunConfig` or one line of what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nafnet_core import InputError
+from pipelines.config.sections import BudgetSection, RunConfig
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# For what Pydantic says in words of its own trade.
+_PLAIN_WORDS = {
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "string_pattern_mismatch": "letters, digits, dots, dashes and underscores, a letter or digit first",
+}
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but `1e-3` is a number and not a string (YAML 1.2, section 10.3.2)."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = (), *, name: str | None = None) -> RunConfig:
+    """Read a recipe, apply `key.path=value` overrides and the run's name, and check all of it.
+
+    Raises:
+        InputError: no such recipe, bad YAML, an unknown key (the nearest valid one is named), or a value
+            that cannot be.
+    """
+    path = find_recipe(recipe)
+    try:
+        content = yaml.load(path.read_text(), _YamlLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError("not a YAML file", file=path, got=" ".join(str(error).split())[:150]) from error
+    if not isinstance(content, dict):
+        raise InputError("not a recipe", file=path, expected="a mapping", got=type(content).__name__)
+    origins = {_apply(content, override): f"--set {override}" for override in overrides}
+    if name is not None:
+        content["name"] = name
+        origins["name"] = f"--name {name}"
+    return parse_config(content, file=path, origins=origins)
+
+
+def parse_config(
+    content: Mapping[str, Any], *, file: str | Path, origins: Mapping[str, str] | None = None
+) -> RunConfig:
+    """Check plain values against `RunConfig`.
+
+    Args:
+        content: nested mappings.
+        file: where they come from.
+        origins: dotted key → what else it came from, to be named in its stead.
+
+    Raises:
+        InputError: naming the first fault.
+    """
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        location = ".".join(str(part) for part in error.errors()[0]["loc"])
+        # A fault of a whole section (three budgets) is the override's that touched the section.
+        blamed = [text for key, text in (origins or {}).items() if _is_within(key, location)]
+        raise _explained(error, blamed[-1] if location and blamed else file) from error
+
+
+def _is_within(key: str, location: str) -> bool:
+    """Whether one of two dotted names is the other, or a part of it."""
+    return f"{key}.".startswith(f"{location}.") or f"{location}.".startswith(f"{key}.")
+
+
+def with_stores(config: RunConfig, train: Sequence[Path], val: Path | None) -> RunConfig:
+    """`config` reading other stores; what is empty or None is left as it is."""
+    content = config.model_dump(mode="json")
+    if train:
+        content["data"]["train"] = [{"path": str(path.absolute())} for path in train]
+    if val:
+        content["data"]["val"] = str(val.absolute())
+    return RunConfig.model_validate(content)
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """Path of a recipe: an existing file, or a shipped recipe by name.
+
+    Raises:
+        InputError: neither; the shipped names are listed.
+    """
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in _recipes_folder().glob("*.yaml")}
+    if str(recipe) in shipped:
+        return shipped[str(recipe)]
+    raise InputError(
+        "no such recipe", file=recipe, expected=f"a file, or one of {', '.join(sorted(shipped))}"
+    )
+
+
+def _recipes_folder() -> Path:
+    # In a wheel they lie inside the package, in a checkout beside it.
+    inside = _PACKAGE / "recipes"
+    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+
+
+def _apply(content: dict[str, Any], override: str) -> str:
+    """Put one override in its place; returns its key."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError("not an override", got=override, expected="key.path=value")
+    *parents, last = key.strip().split(".")
+    place: Any = content
+    for parent in parents:
+        number = _list_index(place, parent, key)
+        place = place.setdefault(parent, {}) if number is None else place[number]
+    number = _list_index(place, last, key)
+    try:
+        place[last if number is None else number] = yaml.load(value, _YamlLoader)
+    except yaml.YAMLError as error:
+        raise InputError("not a value", file=f"--set {override}", got=value) from error
+    if last in BudgetSection.model_fields and parents == ["budget"]:
+        # The three exclude each other: naming one replaces the recipe's.
+        for other in set(BudgetSection.model_fields) - {last}:
+            place.pop(other, None)
+    return key.strip()
+
+
+def _list_index(place: Any, part: str, key: str) -> int | None:
+    """Which item of a list `part` of `key` means (`stages.0.patch_px`); None where `place` is a mapping."""
+    if isinstance(place, dict):
+        return None
+    if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
+        return int(part)
+    raise InputError("not a section of the configuration", file=f"--set {key}", got=part)
+
+
+def _explained(error: ValidationError, file: str | Path) -> InputError:
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
+        whole = ".".join(str(part) for part in (*first["loc"][:-1], near[0]))
+        return InputError(
+            f"unknown key {location!r} in the configuration",
+            file=file,
+            fix=f"Did you mean {whole!r}? Known here: {', '.join(known)}",
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    if not location:
+        return InputError(message, file=file)
+    expected = _PLAIN_WORDS.get(first["type"], message.removeprefix("Input should be "))
+    got = first["input"] if not isinstance(first["input"], (dict, BaseModel)) else None
+    return InputError(f"bad value for {location!r}", file=file, expected=expected, got=got)
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        nested = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(t for t in nested if isinstance(t, type) and issubclass(t, BaseModel))
+    return sorted(model.model_fields)
