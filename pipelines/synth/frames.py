@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from cv2.utils import logging
 from numpy.typing import NDArray
 
 from nafnet_core import InputError
@@ -112,12 +113,12 @@ def opened(path: Path) -> cv2.VideoCapture:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if not path.is_file():
         raise InputError("no such file", file=path)
-    before = cv2.getLogLevel()
-    cv2.setLogLevel(0)
+    before = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
     try:
         capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     finally:
-        cv2.setLogLevel(before)
+        logging.setLogLevel(before)
     if not capture.isOpened():
         raise InputError(
             "a video that OpenCV cannot read",

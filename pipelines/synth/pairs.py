@@ -80,6 +80,8 @@ def run(config: SynthConfig, *, on_progress: Callable[..., None] = lambda done, 
                     keys.append(str(record["key"]))
                 on_progress(done, work.num_jobs)
         if not keys:
+            if config.average is not None and len(refused) == 1:
+                raise InputError(refused[0])
             what = "photos" if config.average is None else "sequences"
             raise InputError(f"none of the {what} could be used", file=config.out, got=refused[0])
     for half in config.out.rglob(".*.tmp"):  # left by a run that was killed

@@ -20,6 +20,7 @@ _THUMBNAIL_PX = (64, 36)
 # 0.9; between two scenes: 30 and more.
 _CUT_RATIO, _CUT_LEVELS = 5.0, 8.0
 _STILL_LEVELS = 0.1
+_UNRELATED_LEVELS = 25.0  # photos of different things: 40 and more
 _REPEATED_SHARE = 0.2
 # A container counts its frames by duration, and may be off by one or two.
 _MISSING_SHARE = 0.01
@@ -87,12 +88,20 @@ def scan(sequence: FrameSequence, on_frame: Callable[[], None] = lambda: None) -
             expected=f"{MIN_SIDE_PX} px a side",
             got=f"{size[0]}×{size[1]}",
         )
+    usual = float(np.median([difference for _, difference in differences])) if differences else 0.0
+    if usual > _UNRELATED_LEVELS:
+        raise InputError(
+            "not consecutive frames: neighbours have nothing in common",
+            file=sequence.path,
+            got=f"a median difference of {usual:.0f} of 255 levels, where video has some 1 to 10",
+            fix="Give sharp photos without --average",
+        )
     if isinstance(sequence, FrameFolder):
         flaws += [
             Flaw(at=index - 0.5, reason=f"frames are missing before {sequence.label(index)}")
             for index in sequence.gaps()
         ]
-    flaws += _cuts(sequence, differences)
+    flaws += _cuts(sequence, differences, usual)
     notes = _notes(sequence, number, size, [difference for _, difference in differences])
     return Scan(num_frames=number, flaws=tuple(sorted(flaws, key=lambda flaw: flaw.at)), notes=notes)
 
@@ -115,15 +124,12 @@ def _look(frame: Path | Image) -> _Look:
     return _Look(size_px=(image.shape[1], image.shape[0]), thumbnail=thumbnail)  # type: ignore[arg-type]
 
 
-def _cuts(sequence: FrameSequence, differences: list[tuple[int, float]]) -> list[Flaw]:
+def _cuts(sequence: FrameSequence, differences: list[tuple[int, float]], usual: float) -> list[Flaw]:
     """Where neighbours differ far more than is usual in the sequence: a cut, or frames that were dropped."""
-    if not differences:
-        return []
-    usual = float(np.median([difference for _, difference in differences]))
     return [
         Flaw(
             at=index - 0.5,
-            reason=f"the picture jumps at {sequence.label(index)} ({difference:.1f} levels, usual {usual:.1f})",
+            reason=f"the picture jumps at {sequence.label(index)} ({difference:.1f} levels, else {usual:.1f})",
         )
         for index, difference in differences
         if difference > max(_CUT_LEVELS, _CUT_RATIO * usual)
