@@ -55,7 +55,7 @@ class SynthConfig:
     address: str | None = field(default=None, compare=False)
     """Ray cluster to work on, as `cluster.connect` takes it; it must see the folders. None: this machine."""
     use_ray: bool | None = field(default=None, compare=False)
-    """None: where there is enough to do, see `work.py`."""
+    """None: with an `address`, or where this machine has cores and the run jobs enough, see `pairs.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)

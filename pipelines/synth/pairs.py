@@ -30,8 +30,10 @@ from pipelines.synth.windows import Window, average_window, plan_windows, window
 from pipelines.synth.work import in_threads, over_ray
 from pipelines.synth.writing import Made
 
-# From so many jobs on Ray's start of some 5 s is repaid; below, threads in this process are done sooner.
-_MIN_RAY_JOBS = 1000
+# Measured on 2 cores, 200 photos of 481×321: a plain loop 17.5 pairs/s, threads 34.0, Ray once it runs 33.5;
+# its start takes 5 s and more. A job holds the interpreter for 1 to 2 of its 50 ms, so threads use some 30
+# cores: on one machine Ray is for more than half of that and for many jobs, and for clusters.
+_MIN_RAY_JOBS, _MIN_RAY_CPUS = 1000, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,9 @@ class _Work:
     notes: tuple[str, ...] = ()
 
 
-def run(config: SynthConfig, *, on_progress: Callable[..., None] = lambda done, total: None) -> SynthResult:
+def run(
+    config: SynthConfig, *, on_progress: Callable[..., None] = lambda done, total, note="": None
+) -> SynthResult:
     """Make all pairs that are not there yet.
 
     The pixels of a pair follow from the seed, the name of its photo or sequence and its number. A pair counts
@@ -170,7 +174,7 @@ def _scanned(
 def _done(work: _Work, config: SynthConfig) -> Iterator[Made]:
     use_ray = config.use_ray
     if use_ray is None:
-        is_worth_it = work.num_jobs >= _MIN_RAY_JOBS and (os.cpu_count() or 1) > 1
+        is_worth_it = work.num_jobs >= _MIN_RAY_JOBS and (os.cpu_count() or 1) >= _MIN_RAY_CPUS
         use_ray = config.address is not None or is_worth_it
     if not use_ray:
         yield from in_threads(lambda job: work.function(job, *work.shared), work.jobs)

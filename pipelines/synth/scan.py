@@ -129,7 +129,7 @@ def _cuts(sequence: FrameSequence, differences: list[tuple[int, float]], usual: 
     return [
         Flaw(
             at=index - 0.5,
-            reason=f"the picture jumps at {sequence.label(index)} ({difference:.1f} levels, else {usual:.1f})",
+            reason=f"the picture jumps at {sequence.label(index)}, {difference:.0f} levels, not {usual:.1f}",
         )
         for index, difference in differences
         if difference > max(_CUT_LEVELS, _CUT_RATIO * usual)
