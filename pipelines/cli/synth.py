@@ -134,9 +134,10 @@ def _say_remarks(result: SynthResult) -> None:
 
 def _range(text: str) -> tuple[int, int]:
     """`7` or `7:15`."""
-    low, _, high = text.partition(":")
     try:
-        return int(low), int(high or low)
+        low, *rest = (int(part) for part in text.split(":"))
+        (high,) = rest or (low,)
+        return low, high
     except ValueError as error:
         raise InputError(
             "unusable --average", got=text, expected="an odd number, or two with a colon: 7 or 7:15"

@@ -139,8 +139,9 @@ def _cuts(sequence: FrameSequence, differences: list[tuple[int, float]], usual: 
 def _notes(
     sequence: FrameSequence, num_frames: int, size: tuple[int, int], differences: list[float]
 ) -> tuple[str, ...]:
-    kind = f" at {sequence.fps:.4g} fps" if isinstance(sequence, Video) else ""
-    notes = [f"{sequence.name}: {num_frames} frames of {size[0]}×{size[1]}{kind}"]
+    fps = sequence.fps if isinstance(sequence, Video) else 0.0  # 0 where the container does not say
+    rate = f" at {fps:.4g} fps" if fps > 0 else ""
+    notes = [f"{sequence.name}: {num_frames} frames of {size[0]}×{size[1]}{rate}"]
     missing = sequence.num_expected - num_frames
     if missing > 2 + _MISSING_SHARE * num_frames:
         notes.append(
