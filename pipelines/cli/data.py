@@ -1,11 +1,11 @@
-"""`nafnet synth` and `nafnet prepare`."""
+"""`nafnet prepare`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
@@ -14,69 +14,6 @@ from pipelines import console
 from pipelines.cli.shared import AddressOption, JsonOption, OutOption, output_to, print_lines
 
 app = typer.Typer()
-
-
-@app.command(epilog="Example: nafnet synth photos --out pairs --variants 4")
-def synth(
-    sharp: Annotated[list[Path], typer.Argument(help="Sharp photos, or folders of them.")],
-    out: OutOption,
-    variants: Annotated[int, typer.Option(min=1, help="Differently blurred copies of each photo.")] = 1,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(help="shake, varying, defocus, gaussian, measured; repeatable. [default: shake]"),
-    ] = None,
-    min_size: Annotated[float, typer.Option(help="Smallest extent of the blur, px.")] = 3.0,
-    max_size: Annotated[float, typer.Option(help="Largest extent of the blur, px.")] = 15.0,
-    max_noise: Annotated[float, typer.Option(help="Read noise, linear light, 1 is white.")] = 0.004,
-    jpeg_quality: Annotated[
-        int | None, typer.Option(min=1, max=95, help="Compress blurred images: from this quality to 95.")
-    ] = None,
-    max_side: Annotated[int | None, typer.Option(min=64, help="Shrink photos to this longer side.")] = None,
-    kernels: Annotated[
-        Path | None, typer.Option(help="Folder of measured kernels, for kind measured.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed and names give the same pixels.")] = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """Make blurred/sharp pairs from sharp photos."""
-    from pipelines import synth as stage
-
-    known = get_args(stage.BlurKind)
-    for name in kind or ():
-        if name not in known:
-            raise InputError("unknown kind of blur", got=name, expected=", ".join(known))
-    settings = stage.SynthConfig(
-        sharp=sharp,
-        out=out,
-        seed=seed,
-        variants=variants,
-        kinds=tuple(kind or ("shake",)),  # type: ignore[arg-type]
-        min_size_px=min_size,
-        max_size_px=max_size,
-        max_noise=max_noise,
-        min_jpeg_quality=jpeg_quality,
-        max_side_px=max_side,
-        kernels=kernels,
-    )
-    with output_to(as_json) as output, console.progress("synth", "photos") as update:
-        result = stage.run(settings, on_progress=update)
-        for line in result.refused:
-            console.say(f"refused: {line}")
-        if output.as_json:
-            output.print_json(
-                {
-                    "pairs": result.num_pairs,
-                    "refused": result.refused,
-                    "out": out,
-                    "contact_sheet": result.contact_sheet,
-                }
-            )
-            return
-    print_lines(
-        f"{result.num_pairs} pairs in {out}, {len(result.refused)} photos refused. "
-        f"Look at {result.contact_sheet}.",
-        f"Next: nafnet prepare {out} --out STORE, with --crop 0 --split test if it is to evaluate on",
-    )
 
 
 @app.command(epilog="Example: nafnet prepare pairs --out store --crop 512 --stride 256")

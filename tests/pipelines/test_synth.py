@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,8 @@ from pipelines.images import read_rgb_u8
 from pipelines.png import encode_png
 from pipelines.sources import find_source, hold_out
 from pipelines.synth import SynthConfig, SynthResult
+from pipelines.synth.config import claim
+from pipelines.synth.photos import blur_photo, find_photos
 from tests.pipelines.pairs import piece
 
 
@@ -116,20 +123,6 @@ def test_every_kind_blurs(photos: Path, tmp_path: Path, kind: Any) -> None:
     assert {json.loads(line)["kind"] for line in records} == {kind}
 
 
-def test_measured_kernel_is_applied_centred(photos: Path, tmp_path: Path) -> None:
-    # One bright dot off the middle: centred, it moves nothing. Left where it is, it would shift each pair,
-    # and the network would learn to shift.
-    kernel = np.zeros((15, 15, 3), np.uint8)
-    kernel[2, 11] = 255
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "dot.png").write_bytes(encode_png(kernel))
-    run(photos, tmp_path / "out", kinds=("measured",), kernels=tmp_path / "kernels", max_noise=0)
-    blur, sharp = outputs(tmp_path / "out"), outputs(tmp_path / "out", "sharp")
-    for key, image in blur.items():
-        # Highlights are taken to have been brighter than white, and are clipped again.
-        assert np.abs(image.astype(int) - sharp[key]).max() <= 1
-
-
 def test_bad_photos_are_refused_and_the_others_made(photos: Path, tmp_path: Path) -> None:
     write_photos(photos, ["small.png"], height=63, width=200)
     content = (photos / "a.png").read_bytes()
@@ -201,18 +194,6 @@ def test_nothing_to_blur(tmp_path: Path) -> None:
         run(tmp_path / "nothing", tmp_path / "out")
 
 
-def test_kernels_that_are_none(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--kernels"):
-        run(photos, tmp_path / "out", kinds=("measured",))
-    kernels = tmp_path / "kernels"
-    kernels.mkdir()
-    with pytest.raises(InputError, match="no kernels in this folder"):
-        run(photos, tmp_path / "out", kinds=("measured",), kernels=kernels)
-    (kernels / "black.png").write_bytes(encode_png(np.zeros((5, 5, 3), np.uint8)))
-    with pytest.raises(InputError, match=r"not a blur kernel: .*black\.png"):
-        run(photos, tmp_path / "out", kinds=("measured",), kernels=kernels)
-
-
 def test_output_that_cannot_be_written(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write into this folder"):
@@ -225,15 +206,92 @@ def test_pairs_of_another_run_are_not_mixed_in(photos: Path, tmp_path: Path) -> 
     with pytest.raises(
         InputError, match=r"3 images of another run in this folder: .*a/1\.png.*another --out"
     ):
-        run(photos, tmp_path / "out", variants=1, kinds=("gaussian",))
+        run(photos, tmp_path / "out", variants=1)
+    with pytest.raises(InputError, match=r"other settings.*expected seed 0, kinds \['shake'\], got seed 1"):
+        run(photos, tmp_path / "out", variants=2, kinds=("gaussian",), seed=1)
     assert same(outputs(tmp_path / "out"), before)
-    run(photos, tmp_path / "out", variants=3, seed=1)
-    assert len(outputs(tmp_path / "out")) == 9
 
 
-def test_kernels_without_the_kind_that_takes_them(photos: Path, tmp_path: Path) -> None:
-    Image.fromarray(np.full((5, 5), 255, np.uint8)).save(tmp_path / "kernel.png")
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernel.png").rename(tmp_path / "kernels" / "kernel.png")
-    with pytest.raises(InputError, match="Add --kind measured"):
-        run(photos, tmp_path / "out", kernels=tmp_path / "kernels")
+def test_only_the_rest_is_made(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run(photos, out)
+    before, lines = outputs(out), (out / "degradations.jsonl").read_text()
+    assert first.num_kept == 0
+    kept = (out / "blur/a/0.png").stat().st_mtime_ns
+    (out / "sharp/c/0.png").unlink()
+    write_photos(photos, ["z.png"])
+    again = run(photos, out, variants=2)
+    assert (again.num_pairs, again.num_kept) == (8, 2)
+    assert (out / "blur/a/0.png").stat().st_mtime_ns == kept, "not touched"
+    assert same({key: image for key, image in outputs(out).items() if key in before}, before)
+    now = (out / "degradations.jsonl").read_text().splitlines()
+    assert len(now) == 8 and set(lines.splitlines()) <= set(now)
+    run(photos, tmp_path / "afresh", variants=2)
+    assert (tmp_path / "afresh" / "degradations.jsonl").read_text().splitlines() == now
+
+
+def test_pairs_of_a_changed_photo_are_made_again(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "out", variants=2)
+    (photos / "a.png").write_bytes(encode_png(piece(5)))
+    os.utime(photos / "a.png", (time.time() + 5,) * 2)
+    assert run(photos, tmp_path / "out", variants=2).num_kept == 4
+    sharp = outputs(tmp_path / "out", "sharp")
+    assert np.array_equal(sharp["a/0"], piece(5)) and np.array_equal(sharp["a/1"], piece(5))
+
+
+def test_foreign_images_are_left_alone(photos: Path, tmp_path: Path) -> None:
+    out = write_photos(tmp_path / "out", ["blur/a/0.png", "sharp/a/0.png"])
+    with pytest.raises(InputError, match="2 images of another run.*expected no settings"):
+        run(photos, out)
+    (out / "synth.json").write_text("{")
+    with pytest.raises(InputError, match="damaged settings"):
+        run(photos, out)
+
+
+@pytest.mark.slow
+def test_stopped_run_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", [f"{n}.png" for n in range(20)], height=240, width=320)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "pipelines", "synth", str(photos), "--out", str(out), "--variants", "3"]
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+    try:
+        while len(list(out.glob("blur/*/*.png"))) < 5 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and words.splitlines()[-1] == "nafnet: stopped"
+    made = outputs(out)
+    assert 5 <= len(made) < 60, "neither finished nor lost"
+    assert set(made) <= set(outputs(out, "sharp")), "no blurred image without its sharp one"
+    assert not (out / "degradations.jsonl").exists() and not list(out.rglob(".*.tmp"))
+    # What a kill leaves is swept away.
+    (out / "blur" / "0" / ".0.png.1.tmp").touch()
+    result = run(photos, out, variants=3)
+    assert (result.num_pairs, result.num_kept) == (60, len(made))
+    assert not list(out.rglob(".*.tmp"))
+    run(photos, tmp_path / "once", variants=3)
+    assert same(outputs(out), outputs(tmp_path / "once"))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_threads_and_ray_write_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    write_photos(photos, ["small.png"], height=30, width=40)
+    threads = run(photos, tmp_path / "threads", variants=2, min_jpeg_quality=40, use_ray=False)
+    by_ray = run(photos, tmp_path / "ray", variants=2, min_jpeg_quality=40, use_ray=True)
+    assert by_ray.refused == threads.refused and "photo too small" in by_ray.refused[0]
+    # A loop in this process, one photo after another.
+    config = SynthConfig(sharp=[photos], out=tmp_path / "loop", variants=2, min_jpeg_quality=40)
+    claim(config, {})
+    for job in reversed(find_photos(config)):
+        blur_photo(job, config, [])
+    files = [path.relative_to(tmp_path / "ray") for path in (tmp_path / "ray").rglob("*.*")]
+    assert len(files) == 12 + 3
+    for file in files:
+        content = (tmp_path / "ray" / file).read_bytes()
+        assert content == (tmp_path / "threads" / file).read_bytes()
+        if len(file.parts) > 1:
+            assert content == (tmp_path / "loop" / file).read_bytes()
