@@ -145,7 +145,7 @@ class WindowSource(Datasource):
     def read(self, first: int, last: int) -> Iterator[Block]:
         """The block of batches `first` to `last`; runs in a Ray task."""
         numbers = slice_numbers(self._span, self._part, np.arange(first, last)).reshape(-1)
-        stores = [_opened(root) for root in self._roots]
+        stores = [opened_store(root) for root in self._roots]
         batch = read_patches(self._plan, stores, numbers, self._span.patch_px)
         yield BlockAccessor.batch_to_block({"sample": batch.samples, "lq": batch.lq, "gt": batch.gt})
 
@@ -258,7 +258,7 @@ def _batch_bytes(span: Span, part: tuple[int, int]) -> int:
 
 
 @lru_cache(maxsize=64)
-def _opened(root: Path) -> PairStore:
+def opened_store(root: Path) -> PairStore:
     """Stores stay open for the life of a reader process; LMDB wants each file opened once a process."""
     return PairStore(root)
 

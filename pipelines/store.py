@@ -162,8 +162,8 @@ class PairStore:
         Raises:
             InputError: the shard is missing or damaged.
         """
-        shard, row = self._locate(index)
-        with _shard_errors(shard.path):
+        shard, row = self.locate(index)
+        with shard_errors(shard.path):
             return shard.pair(row)
 
     def patch(
@@ -182,23 +182,24 @@ class PairStore:
         Raises:
             InputError: the shard is missing or damaged.
         """
-        shard, row = self._locate(index)
-        with _shard_errors(shard.path):
+        shard, row = self.locate(index)
+        with shard_errors(shard.path):
             return shard.patch(row, top_share, left_share, patch_px)
 
     def scene(self, index: int) -> str:
         """Scene of a pair, without reading its pixels."""
-        shard, row = self._locate(index)
+        shard, row = self.locate(index)
         return shard.rows[row].scene
 
-    def _locate(self, index: int) -> tuple[_Shard, int]:
+    def locate(self, index: int) -> tuple[_Shard, int]:
+        """Shard that holds a pair, opened, and the pair's row in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect_right(self._ends, index)
         if number not in self._open:
             path = self.root / self.manifest.shards[number].file
-            kind = _ParquetShard if self.manifest.format == "parquet" else _LmdbShard
-            with _shard_errors(path):
+            kind = _ParquetShard if self.manifest.format == "parquet" else LmdbShard
+            with shard_errors(path):
                 expected = self.manifest.shards[number].bytes
                 # Reading beyond the end of a memory-mapped file kills the process (SIGBUS).
                 if (size := path.stat().st_size) != expected:
@@ -280,7 +281,9 @@ class _ParquetShard:
         return decode_png(group["lq"][0].as_buffer()), decode_png(group["gt"][0].as_buffer())
 
 
-class _LmdbShard:
+class LmdbShard:
+    """An LMDB file; what `value` and `image` return is valid inside the transaction of `begin` only."""
+
     def __init__(self, path: Path, codec: Codec) -> None:
         if not path.is_file():
             raise FileNotFoundError(path)
@@ -292,22 +295,30 @@ class _LmdbShard:
             self.rows = [_Row(*row) for row in json.loads(transaction.get(_INDEX_KEY))]
 
     def pair(self, row: int) -> Pair:
-        with self._env.begin(buffers=True) as transaction:
-            lq, gt = (self._image(transaction, row, side).copy() for side in (b"lq", b"gt"))
+        with self.begin() as transaction:
+            lq, gt = (self.image(transaction, row, side).copy() for side in (b"lq", b"gt"))
         return Pair(key=self.rows[row].key, scene=self.rows[row].scene, lq=lq, gt=gt)
 
     def patch(
         self, row: int, top_share: float, left_share: float, patch_px: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         window = _window(self.rows[row], top_share, left_share, patch_px)
-        with self._env.begin(buffers=True) as transaction:
-            lq, gt = (self._image(transaction, row, side)[window].copy() for side in (b"lq", b"gt"))
+        with self.begin() as transaction:
+            lq, gt = (self.image(transaction, row, side)[window].copy() for side in (b"lq", b"gt"))
         return lq, gt
 
-    def _image(self, transaction: lmdb.Transaction, row: int, side: bytes) -> NDArray[np.uint8]:
+    def begin(self) -> lmdb.Transaction:
+        return self._env.begin(buffers=True)
+
+    def value(self, transaction: lmdb.Transaction, row: int, side: bytes) -> memoryview:
+        """What is stored for one side, `lq` or `gt`, of a pair."""
         value = transaction.get(_lmdb_key(row, side))
         if value is None:
             raise ValueError(f"pair {row} is not in it")
+        return value  # type: ignore[return-value]
+
+    def image(self, transaction: lmdb.Transaction, row: int, side: bytes) -> NDArray[np.uint8]:
+        value = self.value(transaction, row, side)
         if self._codec == "png":
             return decode_png(value)
         # A view into the memory map: only the pages that the caller's window touches are read.
@@ -363,7 +374,7 @@ def _lmdb_key(row: int, side: bytes) -> bytes:
     return b"%08d/%s" % (row, side)
 
 
-class _shard_errors:  # noqa: N801 - reads as a function where it is used
+class shard_errors:  # noqa: N801 - reads as a function where it is used
     """Turn whatever a damaged shard raises into one line that names it."""
 
     def __init__(self, path: Path) -> None:
