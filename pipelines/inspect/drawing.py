@@ -88,22 +88,24 @@ def draw_histograms(path: Path, sample: Sample, *, title: str) -> Path:
         second.hist(shown, bins=edges.tolist(), color=color, alpha=0.55, label=label)
     second.set_xscale("log")
     second.set_title("Sharpness", size=10)
-    second.set_xlabel("variance of the Laplacian, squared 8-bit levels (log)")
-    _with_legend(second)
+    second.set_xlabel("variance of the Laplacian, squared 8-bit levels", size=9)
+    # Above the bars, with room made for it.
+    second.set_ylim(0, second.get_ylim()[1] * 1.3)
+    second.legend(loc="upper left", fontsize=8)
     finite = [value for value in sample.psnr_db if np.isfinite(value)]
     if finite:
         spread = (min(finite) - 0.5, max(finite) + 0.5)
         third.hist(finite, bins=_num_bins(len(finite)), range=spread, color=_BLURRED, alpha=0.55)
-        median = float(np.median(finite))
-        third.axvline(median, color="0.25", linestyle="--", label=f"median {median:.2f} dB")
-        _with_legend(third)
-    equal = f"; {sample.num_equal} equal pairs not shown" if sample.num_equal else ""
-    third.set_title(f"Blur{equal}", size=10)
-    third.set_xlabel("PSNR of blurred against sharp, dB")
+        third.axvline(float(np.median(finite)), color="0.25", linestyle="--")
+    words = [f"median {np.median(finite):.2f} dB"] if finite else []
+    words += [f"{sample.num_equal} equal pairs not shown"] if sample.num_equal else []
+    third.set_title(f"Blur: {', '.join(words)}", size=10)
+    third.set_xlabel("PSNR of blurred against sharp, dB", size=9)
     for axes in (second, third):
         axes.set_ylabel("pairs")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
     return _saved(figure, path)
 
 
@@ -124,7 +126,8 @@ def _draw_sizes(axes: Axes, sample: Sample) -> None:
         # By position: two long names may be shortened to the same one.
         axes.barh(range(len(names)), list(counts.values()), height=0.6, color="0.55")
         axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], size=8)
-        axes.set_ylim(max(len(names), 3) - 0.5, -0.5)
+        middle, half = (len(names) - 1) / 2, max(len(names), 5) / 2
+        axes.set_ylim(middle + half, middle - half)
         axes.set_xlabel("pairs")
     elif len(sizes) > 1:
         pixels = [w * h / 1e6 for w, h in sample.sizes]
@@ -143,12 +146,7 @@ def _draw_sizes(axes: Axes, sample: Sample) -> None:
     if len(sizes) == 1 or len(counts) <= _MAX_BARS:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.grid(alpha=0.3)
-
-
-def _with_legend(axes: Axes) -> None:
-    """A legend above the bars, with room made for it."""
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
-    axes.legend(loc="upper left", fontsize=8)
+    axes.set_axisbelow(True)
 
 
 def _left(column: int) -> int:

@@ -11,7 +11,7 @@ from pipelines.inspect.result import InspectConfig, InspectResult, Show
 from pipelines.inspect.sampling import Read, Sample, measure, spread
 from pipelines.inspect.verification import verify, whole_pairs
 from pipelines.sources import Source, find_source
-from pipelines.store import Manifest, Pair, PairStore, read_manifest
+from pipelines.store import Manifest, Pair, PairStore
 
 _NUM_PICTURED = 8
 _SPLITS = ("train", "val", "test")
@@ -25,20 +25,28 @@ def inspect_store(config: InspectConfig, show: Show) -> InspectResult:
         InputError: no finished store of this version, or a folder that pictures cannot be written to.
     """
     root = Path(config.what)
-    manifest = read_manifest(root)
+    store = PairStore(root)  # one, as LMDB opens a file once a process
+    manifest = store.manifest
     name = root.resolve().name
     problems: list[str] = []
     notes: list[str] = []
     verification, bad_shards = None, set[int]()
     if config.verify or config.deep:
-        found = verify(root, manifest, deep=config.deep, show=show)
+        found = verify(store, deep=config.deep, show=show)
         verification, bad_shards = found.to_dict(), found.bad_shards
         problems += found.problems
         if found.extra_files:
             notes.append(f"Files that the store does not list: {_first(found.extra_files)}")
+
+    def read(index: int) -> Pair:
+        try:
+            return store.pair(index)
+        except IndexError as error:
+            raise InputError("a pair that no shard holds", file=root, got=f"pair {index}") from error
+
     # Never from a damaged shard: LMDB may crash on one.
     ranges = whole_pairs(manifest, bad_shards)
-    sample, pictures = _look(PairStore(root).pair, ranges, name, config, show)
+    sample, pictures = _look(read, ranges, name, config, show)
     if sample.unreadable:
         problems += sample.unreadable[:_SHOWN]
     return InspectResult(
@@ -123,7 +131,8 @@ def _look(
         try:
             pairs.append(read(index))
         except InputError as error:
-            sample.unreadable.append(str(error))
+            if str(error) not in sample.unreadable:
+                sample.unreadable.append(str(error))
     out = config.out_dir(name)
     pictures = []
     if pairs:

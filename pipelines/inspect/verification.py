@@ -41,8 +41,9 @@ class Verification:
         }
 
 
-def verify(root: Path, manifest: Manifest, *, deep: bool, show: Show) -> Verification:
+def verify(store: PairStore, *, deep: bool, show: Show) -> Verification:
     """Hash every shard; with `deep`, where all are whole, also every pair's pixels. Memory stays flat."""
+    root, manifest = store.root, store.manifest
     found = Verification(extra_files=_extra_files(root, manifest))
     listed = sum(shard.pairs for shard in manifest.shards)
     if listed != manifest.num_pairs:
@@ -51,7 +52,7 @@ def verify(root: Path, manifest: Manifest, *, deep: bool, show: Show) -> Verific
         )
     _check_shards(root, manifest, found, show)
     if deep and not found.problems:
-        _check_pixels(root, manifest, found, show)
+        _check_pixels(store, found, show)
     return found
 
 
@@ -85,11 +86,10 @@ def _fault(root: Path, shard: ShardInfo) -> str | None:
     return None
 
 
-def _check_pixels(root: Path, manifest: Manifest, found: Verification, show: Show) -> None:
+def _check_pixels(store: PairStore, found: Verification, show: Show) -> None:
     """As `prepare` computes the digest: over the pairs' own digests, in order."""
-    state = hashlib.sha256()
+    root, manifest, state = store.root, store.manifest, hashlib.sha256()
     try:
-        store = PairStore(root)
         with show("decode", "pairs") as update:
             for index in range(len(store)):
                 state.update(store.pair(index).digest())
