@@ -71,7 +71,9 @@ def inspect(
 
 def _print(result: InspectResult) -> None:
     facts = dict(result.facts)
-    recipe = facts.pop("recipe", None) or {}
+    metadata = dict(facts.pop("metadata", None) or {})
+    recipe = facts.pop("recipe", None) or metadata.pop("recipe", None) or {}
+    facts |= metadata
     title = f"{result.kind.capitalize()} {result.name}"
     console.table(title, ["", ""], [[_name(key), _shown(key, value)] for key, value in facts.items()])
     if recipe:

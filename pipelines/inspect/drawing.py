@@ -71,7 +71,7 @@ def draw_pairs(path: Path, pairs: Sequence[Pair], *, title: str) -> Path:
 def draw_histograms(path: Path, sample: Sample, *, title: str) -> Path:
     """Draw sizes (or scenes, where all sizes are equal), sharpness and PSNR of a sample; write a PNG."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
     figure = Figure(figsize=(12, 3.6), dpi=_DPI, layout="constrained")
     figure.suptitle(title, size=11, parse_math=False)
@@ -85,8 +85,14 @@ def draw_histograms(path: Path, sample: Sample, *, title: str) -> Path:
     ):
         shown = np.maximum(side, _FLAT)
         label = f"{label}, median {_short(float(np.median(side)))}"
-        second.hist(shown, bins=edges.tolist(), color=color, alpha=0.55, label=label)
+        second.hist(
+            shown, bins=edges.tolist(), color=color, alpha=0.55, edgecolor="white", linewidth=0.4, label=label
+        )
     second.set_xscale("log")
+    # 1, 2, 5 as plain numbers: powers with labelled tenths run into each other over one decade.
+    second.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if edges[-1] < 300 * edges[0] else (1,)))
+    second.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    second.xaxis.set_minor_formatter(NullFormatter())
     second.set_title("Sharpness", size=10)
     second.set_xlabel("variance of the Laplacian, squared 8-bit levels", size=9)
     # Above the bars, with room made for it.
@@ -95,7 +101,15 @@ def draw_histograms(path: Path, sample: Sample, *, title: str) -> Path:
     finite = [value for value in sample.psnr_db if np.isfinite(value)]
     if finite:
         spread = (min(finite) - 0.5, max(finite) + 0.5)
-        third.hist(finite, bins=_num_bins(len(finite)), range=spread, color=_BLURRED, alpha=0.55)
+        third.hist(
+            finite,
+            bins=_num_bins(len(finite)),
+            range=spread,
+            color=_BLURRED,
+            alpha=0.55,
+            edgecolor="white",
+            linewidth=0.4,
+        )
         third.axvline(float(np.median(finite)), color="0.25", linestyle="--")
     words = [f"median {np.median(finite):.2f} dB"] if finite else []
     words += [f"{sample.num_equal} equal pairs not shown"] if sample.num_equal else []
