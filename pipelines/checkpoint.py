@@ -117,7 +117,7 @@ class CheckpointLedger:
         """
         entries = self.entries()
         for entry in reversed(entries):
-            fault = self._fault(entry)
+            fault = self.fault(entry)
             if fault is None:
                 return entry
             log.warning("checkpoint %s is damaged (%s): going back to the one before", entry.folder, fault)
@@ -148,7 +148,8 @@ class CheckpointLedger:
             raise InputError("the optimiser state does not fit", file=folder / _OPTIM, got=error) from error
         return json.loads((folder / _STATE).read_text())
 
-    def _fault(self, entry: Entry) -> str | None:
+    def fault(self, entry: Entry) -> str | None:
+        """What is wrong with a checkpoint's files, in a few words; None where they match their digests."""
         for name, digest in entry.digests.items():
             file = self.folder / entry.folder / name
             if not file.is_file():

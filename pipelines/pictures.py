@@ -16,6 +16,7 @@ from pipelines.png import encode_png
 if TYPE_CHECKING:
     from pipelines.scoring import ImageScore
     from pipelines.store import Pair
+    from pipelines.tracking import Row
 
 _LABEL_PX, _GAP_PX = 28, 6
 _WHITE, _INK = 255, (40, 40, 40)
@@ -120,6 +121,23 @@ def curves(
     with written_aside(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     return path
+
+
+def training_curves(path: Path, rows: Sequence[Row], *, title: str) -> Path | None:
+    """Draw a run's PSNR and learning rate from its journal; None where there is nothing to draw yet."""
+    shown = ("train/psnr_db", "train/lr", "val/psnr_db")
+    series = {
+        name: [(row.samples, row.metrics[name]) for row in rows if name in row.metrics] for name in shown
+    }
+    series = {name: points for name, points in series.items() if points}
+    if not series:
+        return None
+    lines = {}
+    validations = [row.metrics for row in rows if "val/gain_db" in row.metrics]
+    if validations:
+        last = validations[-1]
+        lines["val/psnr_db"] = ("blurred input", last["val/psnr_db"] - last["val/gain_db"])
+    return curves(path, series, title=title, lines=lines)
 
 
 def _most_blurred(lq: NDArray[np.uint8], gt: NDArray[np.uint8], side: int) -> tuple[int, int]:

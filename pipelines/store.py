@@ -16,6 +16,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -162,8 +163,8 @@ class PairStore:
         Raises:
             InputError: the shard is missing or damaged.
         """
-        shard, row = self._locate(index)
-        with _shard_errors(shard.path):
+        shard, row = self.locate(index)
+        with shard_errors(shard.path):
             return shard.pair(row)
 
     def patch(
@@ -183,23 +184,24 @@ class PairStore:
         Raises:
             InputError: the shard is missing or damaged.
         """
-        shard, row = self._locate(index)
-        with _shard_errors(shard.path):
+        shard, row = self.locate(index)
+        with shard_errors(shard.path):
             return shard.patch(row, top_share, left_share, patch_px)
 
     def scene(self, index: int) -> str:
         """Scene of a pair, without reading its pixels."""
-        shard, row = self._locate(index)
+        shard, row = self.locate(index)
         return shard.rows[row].scene
 
-    def _locate(self, index: int) -> tuple[_Shard, int]:
+    def locate(self, index: int) -> tuple[_Shard, int]:
+        """Shard that holds a pair, opened, and the pair's row in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect_right(self._ends, index)
         if number not in self._open:
             path = self.root / self.manifest.shards[number].file
-            kind = _ParquetShard if self.manifest.format == "parquet" else _LmdbShard
-            with _shard_errors(path):
+            kind = _ParquetShard if self.manifest.format == "parquet" else LmdbShard
+            with shard_errors(path):
                 expected = self.manifest.shards[number].bytes
                 # Reading beyond the end of a memory-mapped file kills the process (SIGBUS).
                 if (size := path.stat().st_size) != expected:
@@ -207,6 +209,12 @@ class PairStore:
                 self._open[number] = kind(path, self.manifest.codec)
         start = self._ends[number] - self.manifest.shards[number].pairs
         return self._open[number], index - start
+
+
+@lru_cache(maxsize=64)
+def opened_store(root: Path) -> PairStore:
+    """A store that stays open for the life of the process: LMDB wants each file opened once a process."""
+    return PairStore(root)
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -281,7 +289,9 @@ class _ParquetShard:
         return memoryview(group["lq"][0].as_buffer()), memoryview(group["gt"][0].as_buffer())
 
 
-class _LmdbShard:
+class LmdbShard:
+    """An LMDB file; what `value` and `image` return is valid inside the transaction of `begin` only."""
+
     def __init__(self, path: Path, codec: Codec) -> None:
         if not path.is_file():
             raise FileNotFoundError(path)
@@ -297,7 +307,7 @@ class _LmdbShard:
         self.rows = [_Row(*row) for row in json.loads(bytes(index))]
 
     def pair(self, row: int) -> Pair:
-        lq, gt = (self._image(row, side).copy() for side in (b"lq", b"gt"))
+        lq, gt = (self.image(row, side).copy() for side in (b"lq", b"gt"))
         return Pair(key=self.rows[row].key, scene=self.rows[row].scene, lq=lq, gt=gt)
 
     def patch(
@@ -305,19 +315,20 @@ class _LmdbShard:
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         window = _window(self.rows[row], top_share, left_share, patch_px)
         if self._codec == "png":
-            lq, gt = (decode_png_window(self._value(row, side), *window) for side in (b"lq", b"gt"))
+            lq, gt = (decode_png_window(self.value(row, side), *window) for side in (b"lq", b"gt"))
         else:
-            lq, gt = (self._image(row, side)[window] for side in (b"lq", b"gt"))
+            lq, gt = (self.image(row, side)[window] for side in (b"lq", b"gt"))
         return lq, gt
 
-    def _value(self, row: int, side: bytes) -> memoryview:
+    def value(self, row: int, side: bytes) -> memoryview:
+        """What is stored for one side, `lq` or `gt`, of a pair."""
         value = self._transaction.get(_lmdb_key(row, side))
         if value is None:
             raise ValueError(f"pair {row} is not in it")
         return value
 
-    def _image(self, row: int, side: bytes) -> NDArray[np.uint8]:
-        value = self._value(row, side)
+    def image(self, row: int, side: bytes) -> NDArray[np.uint8]:
+        value = self.value(row, side)
         if self._codec == "png":
             return decode_png(value)
         # A view into the memory map: only the pages that the caller's window touches are read.
@@ -373,7 +384,7 @@ def _lmdb_key(row: int, side: bytes) -> bytes:
     return b"%08d/%s" % (row, side)
 
 
-class _shard_errors:  # noqa: N801 - reads as a function where it is used
+class shard_errors:  # noqa: N801 - reads as a function where it is used
     """Turn whatever a damaged shard raises into one line that names it."""
 
     def __init__(self, path: Path) -> None:

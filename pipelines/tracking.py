@@ -174,7 +174,7 @@ class Tracker:
         """Draw and send what is new in the journal; returns the rows not seen by `pump` before."""
         if not self._journal.exists():
             return []
-        rows, end = self._read(self._drawn)
+        rows, end = _read_from(self._journal, self._drawn)
         for row in rows:
             for name, value in row.metrics.items():
                 self._events.add_scalar(name, value, row.samples, walltime=row.time_s)
@@ -196,13 +196,13 @@ class Tracker:
 
     def read_all(self) -> list[Row]:
         """Every row of the journal, those of earlier attempts included."""
-        return self._read(0)[0] if self._journal.exists() else []
+        return read_rows(self._journal)
 
     def _send(self) -> None:
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
-        rows, end = self._read(self._sent)
+        rows, end = _read_from(self._journal, self._sent)
         metrics = [
             Metric(name, value, int(row.time_s * 1000), row.samples)
             for row in rows
@@ -215,27 +215,14 @@ class Tracker:
         except (MlflowException, OSError) as error:
             log.warning("the tracking server did not take the metrics, trying again later: %s", error)
 
-    def _read(self, offset: int) -> tuple[list[Row], int]:
-        """Whole lines from `offset` on, and where they end."""
-        with self._journal.open("rb") as file:
-            file.seek(offset)
-            content = file.read()
-        end = content.rfind(b"\n") + 1
-        lines = [json.loads(line) for line in content[:end].splitlines()]
-        rows = [
-            Row(
-                time_s=line["time"],
-                samples=line["samples"],
-                metrics=line["metrics"],
-                event=line.get("event"),
-            )
-            for line in lines
-        ]
-        return rows, offset + end
-
     def _save(self) -> None:
         state = {"run_id": self.run_id, "sent": self._sent, "drawn": self._drawn}
         write_json(self._run_dir / TRACKING, state)
+
+
+def read_rows(journal: Path) -> list[Row]:
+    """Every whole row of a journal; none where there is no journal yet."""
+    return _read_from(journal, 0)[0] if journal.exists() else []
 
 
 def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -261,6 +248,20 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _read_from(journal: Path, offset: int) -> tuple[list[Row], int]:
+    """Whole lines from `offset` on, and where they end."""
+    with journal.open("rb") as file:
+        file.seek(offset)
+        content = file.read()
+    end = content.rfind(b"\n") + 1
+    lines = [json.loads(line) for line in content[:end].splitlines()]
+    rows = [
+        Row(time_s=line["time"], samples=line["samples"], metrics=line["metrics"], event=line.get("event"))
+        for line in lines
+    ]
+    return rows, offset + end
 
 
 def _probe(client: MlflowClient, uri: str) -> None:

@@ -31,7 +31,7 @@ from pipelines.files import make_folder, write_json
 from pipelines.ingest import check_patches, plan_for
 from pipelines.journal import METRICS
 from pipelines.loop import BUDGET, RESULT, STOP
-from pipelines.pictures import curves
+from pipelines.pictures import training_curves
 from pipelines.store import read_manifest
 from pipelines.tracking import TRACKING, Row, Tracker, flattened, git_commit, make_experiment, mlflow_client
 from pipelines.trainer import build_loss, build_model
@@ -228,17 +228,10 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -
     best = ledger.best()
     assert best is not None, "a finished run has a checkpoint"
     rows = tracker.read_all()
-    series = _series(rows)
-    validations = [row for row in rows if "val/gain_db" in row.metrics]
-    gains = {row.samples: row.metrics["val/gain_db"] for row in validations}
+    gains = {row.samples: row.metrics["val/gain_db"] for row in rows if "val/gain_db" in row.metrics}
     pictures = sorted((run_dir / "pictures").glob("0*.png"))[-1:]
-    if series:
-        picture = run_dir / "pictures" / "curves.png"
-        lines = {}
-        if validations:
-            last = validations[-1].metrics
-            lines["val/psnr_db"] = ("blurred input", last["val/psnr_db"] - last["val/gain_db"])
-        pictures.append(curves(picture, series, title=config.name, lines=lines))
+    curves = training_curves(run_dir / "pictures" / "curves.png", rows, title=config.name)
+    pictures += [] if curves is None else [curves]
     tracker.finish("FINISHED", [*pictures, run_dir / CONFIG])
     return TrainResult(
         run_dir=run_dir,
@@ -255,14 +248,6 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -
         num_workers=config.scaling.num_workers,
         pictures=tuple(pictures),
     )
-
-
-def _series(rows: list[Row]) -> dict[str, list[tuple[float, float]]]:
-    shown = ("train/psnr_db", "train/lr", "val/psnr_db")
-    series = {
-        name: [(row.samples, row.metrics[name]) for row in rows if name in row.metrics] for name in shown
-    }
-    return {name: points for name, points in series.items() if points}
 
 
 def _median(rows: list[Row], name: str) -> float:

@@ -16,7 +16,7 @@ from nafnet_core import InputError
 from pipelines.png import decode_png
 from pipelines.sources.base import PairRef
 
-_META = "meta_info.txt"
+META = "meta_info.txt"
 _PICKLE_MAGIC = b"\x80"
 
 
@@ -32,11 +32,11 @@ class LmdbImage:
 
     def read_rgb_u8(self) -> NDArray[np.uint8]:
         """Decode to (H, W, 3) uint8 RGB. Raises `InputError` where it is missing or no image."""
-        with _opened(self.path).begin(buffers=True) as transaction:
+        with opened_lmdb(self.path).begin(buffers=True) as transaction:
             value = transaction.get(self.key.encode())
             if value is None:
                 raise InputError("listed, but not in the LMDB", file=str(self))
-            _refuse_pickle(value, self.path)
+            refuse_pickle(value, self.path)
             try:
                 return decode_png(value)
             except ValueError as error:
@@ -85,11 +85,11 @@ def is_lmdb(path: Path) -> bool:
 
 def _keys(root: Path) -> set[str]:
     """Keys that `meta_info.txt` lists, in lines such as `0001_s003.png (480,480,3) 1`."""
-    meta = root / _META
+    meta = root / META
     if not meta.is_file():
-        with _opened(root).begin(buffers=True) as transaction, transaction.cursor() as cursor:
+        with opened_lmdb(root).begin(buffers=True) as transaction, transaction.cursor() as cursor:
             if cursor.first():
-                _refuse_pickle(cursor.value(), root)
+                refuse_pickle(cursor.value(), root)
         raise InputError("an LMDB without a list of its images", file=meta, expected="a line an image")
     names = [line.split(" (")[0].strip() for line in meta.read_text().splitlines() if line.strip()]
     if not names:
@@ -97,7 +97,8 @@ def _keys(root: Path) -> set[str]:
     return {str(Path(name).with_suffix("")) if Path(name).suffix else name for name in names}
 
 
-def _refuse_pickle(value: bytes | memoryview, root: Path) -> None:
+def refuse_pickle(value: bytes | memoryview, root: Path) -> None:
+    """Raise `InputError` where a value is a pickle and no image: those are never loaded."""
     if bytes(value[:1]) == _PICKLE_MAGIC:
         raise InputError(
             "an LMDB of pickled objects, which would run code on loading",
@@ -108,7 +109,7 @@ def _refuse_pickle(value: bytes | memoryview, root: Path) -> None:
 
 
 @lru_cache(maxsize=8)
-def _opened(root: Path) -> lmdb.Environment:
+def opened_lmdb(root: Path) -> lmdb.Environment:
     """Open once a process, which is all that LMDB allows."""
     try:
         return lmdb.open(str(root), readonly=True, lock=False, readahead=False)

@@ -193,7 +193,7 @@ def test_blocks_of_a_window_are_its_batches(
     assert [task.metadata.num_rows for task in tasks] == [12, 12, 12, 3]
     assert source.estimate_inmemory_data_size() == sum(task.metadata.size_bytes for task in tasks)
     # One store object a process: LMDB opens a file only once, and `mixture` has it open.
-    monkeypatch.setattr(ingest, "_opened", lambda root: next(s for s in stores if s.root == root))
+    monkeypatch.setattr(ingest, "opened_store", lambda root: next(s for s in stores if s.root == root))
     samples = [number for task in tasks for block in task() for number in block["sample"].to_pylist()]
     assert samples == slice_numbers(SPAN, part, np.arange(13)).reshape(-1).tolist()
 
