@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
-import numpy as np
-from numpy.typing import NDArray
 
 from nafnet_core import InputError
-from pipelines.images import decode_png
+from pipelines.images import MAX_MEGAPIXELS, Photo, read_photo
 from pipelines.sources.base import PairRef
 
 _META = "meta_info.txt"
@@ -30,17 +28,25 @@ class LmdbImage:
     def __str__(self) -> str:
         return f"{self.path}#{self.key}"
 
-    def read_rgb_u8(self) -> NDArray[np.uint8]:
-        """Decode to (H, W, 3) uint8 RGB. Raises `InputError` where it is missing or no image."""
+    def read_photo(self, *, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
+        """Decode it. Raises `InputError` where it is missing, no image, or damaged."""
         with _opened(self.path).begin(buffers=True) as transaction:
             value = transaction.get(self.key.encode())
             if value is None:
                 raise InputError("listed, but not in the LMDB", file=str(self))
             _refuse_pickle(value, self.path)
-            try:
-                return decode_png(value)
-            except ValueError as error:
-                raise InputError("a damaged image", file=str(self), got=f"{len(value)} bytes") from error
+            return read_photo(bytes(value), name=str(self), max_megapixels=max_megapixels)
+
+    def size_bytes(self) -> int:
+        """Length of the value, -1 where it is missing."""
+        with _opened(self.path).begin(buffers=True) as transaction:
+            value = transaction.get(self.key.encode())
+            return -1 if value is None else len(value)
+
+    def read_bytes(self, start: int, count: int) -> bytes:
+        """A part of the value."""
+        with _opened(self.path).begin(buffers=True) as transaction:
+            return bytes(transaction.get(self.key.encode(), b"")[start : start + count])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,11 +94,7 @@ def test_damaged_pair_goes_to_quarantine(source: LmdbPairs, tmp_path: Path) -> N
     result = run(damaged, damaged.pairs(), config)
     assert result.manifest.num_pairs == 2
     row = json.loads((tmp_path / "store" / "quarantine.jsonl").read_text())
-    assert (
-        row["key"] == KEYS[1]
-        and "a damaged image" in row["reason"]
-        and f"lq2.lmdb#{KEYS[1]}" in row["reason"]
-    )
+    assert row["key"] == KEYS[1] and "damaged" in row["reason"] and f"lq2.lmdb#{KEYS[1]}" in row["reason"]
 
 
 @pytest.mark.parametrize("meta", [True, False])
@@ -120,7 +116,7 @@ def test_bad_lmdbs_are_one_line_each(source: LmdbPairs, tmp_path: Path) -> None:
     with (fewer / "meta_info.txt").open("a") as file:
         file.write(f"{KEYS[2]}.png (8,8,3) 1\n")
     with pytest.raises(InputError, match=r"listed, but not in the LMDB: .*b\.lmdb#000/00000001"):
-        LmdbImage(fewer, KEYS[2]).read_rgb_u8()
+        LmdbImage(fewer, KEYS[2]).read_photo()
     other = write_lmdb(tmp_path / "c.lmdb", dict.fromkeys(KEYS, png))
     assert "differ in size" in message(LmdbPairs(lq_dir=other, gt_dir=source.gt_dir))
     (other / "meta_info.txt").write_text("\n")
