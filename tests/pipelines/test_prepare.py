@@ -296,11 +296,11 @@ from tests.pipelines.test_prepare import config_for
 pairs, out, format = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 read = prepare._read_pair
 
-def hang_at_the_fourth(ref, crop_px):
+def hang_at_the_fourth(ref, config):
     if ref.key == "s1/3":
         (out / "hanging").touch()
         time.sleep(600)
-    return read(ref, crop_px)
+    return read(ref, config)
 
 prepare._read_pair = hang_at_the_fourth
 source = FolderPairs(lq_dir=pairs / "blur", gt_dir=pairs / "sharp")
