@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -141,3 +141,25 @@ def checked(refs: Sequence[PairRef], *, file: Path) -> list[PairRef]:
             raise InputError("two pairs of one name", file=file, got=ref.key)
         seen.add(ref.key)
     return sorted(refs, key=lambda ref: ref.key)
+
+
+def refuse_shared(ours: Iterable[str], others: Iterable[str], *, what: str, file: Path) -> None:
+    """Refuse a data set of which something lies on both sides of its own split.
+
+    Args:
+        ours: names in the split that is asked for.
+        others: those in its other splits.
+        what: what they name, in the plural.
+        file: where the split is told.
+
+    Raises:
+        InputError: some are in both.
+    """
+    shared = sorted(set(ours) & set(others))
+    if shared:
+        raise InputError(
+            f"{len(shared)} {what} are in this split and in another one",
+            file=file,
+            got=", ".join(shared[:3]),
+            fix="A score on them says nothing: take them out of one of the two",
+        )
