@@ -1,7 +1,7 @@
 """Published data sets in their own layouts, with their official splits.
 
-A scene on both sides of a split is refused, except in REDS, which numbers the sequences of each part from 000.
-HIDE is in `hide.py`.
+A scene on both sides of a split is refused, except in REDS, which numbers the sequences of each part from
+000. HIDE is in `hide.py`.
 """
 
 from __future__ import annotations
@@ -110,10 +110,9 @@ class RealBlurPairs:
         refs = self._listed(path)
         if not refs:
             raise InputError("an empty list", file=path)
-        others = (self.root / f"RealBlur_{self.subset}_{split}_list.txt" for split in SPLITS)
-        scenes = {
-            r.scene for other in others if other != path and other.is_file() for r in self._listed(other)
-        }
+        lists = (self.root / f"RealBlur_{self.subset}_{split}_list.txt" for split in SPLITS)
+        others = [other for other in lists if other != path and other.is_file()]
+        scenes = {ref.scene for other in others for ref in self._listed(other)}
         refuse_shared({ref.scene for ref in refs}, scenes, what="scenes", file=path)
         return checked(refs, file=path)
 

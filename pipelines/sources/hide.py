@@ -23,8 +23,8 @@ class HidePairs:
     """HIDE (Shen et al., ICCV 2019): `{train,test}/**/NAME.png` blurred, `GT/NAME.png` sharp.
 
     `test` has its two parts, `test-close-ups` and `test-long-shot`, below it. Where lists lie beside `GT`
-    (`train.txt`; `test.txt`, or one for each part as `test-close-ups.txt`), a split is what its lists name, one
-    blurred image a line, wherever it is. The scene is the video that a frame's name ends with, as in
+    (`train.txt`; `test.txt`, or one for each part as `test-close-ups.txt`), a split is what its lists name,
+    one blurred image a line, wherever it is. The scene is the video that a frame's name ends with, as in
     `105fromGOPR0996.png`.
     """
 
@@ -88,6 +88,8 @@ def _lines(path: Path) -> list[str]:
 
 def _listed(root: Path, line: str, found: dict[str, Path]) -> Path:
     """The file of a line, which may be a path, a name, or a name without suffix."""
+    if (root / line).is_file():
+        return root / line
     name = Path(line).name
     for guess in (name, f"{name}.png"):
         if guess in found:

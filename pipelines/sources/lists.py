@@ -21,8 +21,8 @@ class ListedPairs:
     """A CSV file with a header, or JSON lines: `lq` and `gt`, and if need be `scene`, `split` and `key`.
 
     Paths are relative to the list's folder, or absolute. The scene is, if not given, the sharp file's folder;
-    a line with another `split` than the one asked for is left out. A sharp file, or a scene that the list names,
-    must not be in two of its splits.
+    a line with another `split` than the one asked for is left out. A sharp file, or a scene that the list
+    names, must not be in two of its splits.
     """
 
     path: Path

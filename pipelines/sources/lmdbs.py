@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipelines.sources.base import PairRef
 
 _META = "meta_info.txt"
 _PICKLE_MAGIC = b"\x80"
+_OPENING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +115,14 @@ def _refuse_pickle(value: bytes | memoryview, root: Path) -> None:
         )
 
 
-@lru_cache(maxsize=8)
 def _opened(root: Path) -> lmdb.Environment:
-    """Open once a process, which is all that LMDB allows."""
+    """Open once a process, which is all that LMDB allows; threads that come together wait for the first."""
+    with _OPENING:
+        return _open(root)
+
+
+@lru_cache(maxsize=8)
+def _open(root: Path) -> lmdb.Environment:
     try:
         return lmdb.open(str(root), readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
