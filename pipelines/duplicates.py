@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,8 @@ from pipelines.sources.base import EncodedImage
 log = logging.getLogger(__name__)
 
 Image = Path | EncodedImage
-_T = TypeVar("_T")
 _NUM_THREADS = 16  # they wait for the disk or the network
+_63_BITS = 2**63 - 1
 _SAMPLE_BYTES, _BLOCK_BYTES = 4096, 2**20
 
 
@@ -81,65 +81,81 @@ def _warn_of_shared_sharp(refs: Sequence[PairRef], sharp: NDArray[np.int64]) -> 
 def same_content(images: Sequence[Image]) -> NDArray[np.int64]:
     """For each image the place of the first one with the same bytes, its own where there is none before.
 
-    Files that are missing or empty equal nothing.
+    Files that are missing or empty equal nothing. What is kept of an image is a few numbers.
     """
     first = np.arange(len(images))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        facts = _each(pool, lambda index: _facts(images[index]), range(len(images)))
-        # Hard links are one file: looked at once.
-        files: dict[Any, int] = {}
-        for index, (_, file) in enumerate(facts):
-            if file is not None:
-                first[index] = files.setdefault(file, index)
-        own = [i for i in range(len(images)) if first[i] == i and facts[i][0] > 0]
-        groups = _grouped(own, (facts[index][0] for index in own))
+        facts = _of_each(pool, _facts, images, first)
+        size, device, inode = facts.T
+        # Hard links are one file: looked at once. No inode number: a file system that has none.
+        named = np.flatnonzero((size > 0) & (inode > 0))
+        first[named] = named[_first_alike(np.stack([device[named], inode[named]], axis=1))]
+        alike = np.flatnonzero((first == np.arange(len(images))) & (size > 0))
+        alike, group = _repeated(alike, size[alike, None])
         for read in (_sample, _digest):
-            alike = [index for group in groups for index in group]
-            keys = _each(pool, lambda index, read=read: (facts[index][0], read(images[index])), alike)
-            groups = _grouped(alike, keys)
-    for group in groups:
-        first[group] = group[0]
+            content = _of_each(pool, read, images, alike)
+            alike, group = _repeated(alike, np.column_stack([group, content]))
+    first[alike] = alike[_first_alike(group[:, None])]
     return first[first]  # a link to a file that equals another
 
 
-def _each(pool: ThreadPoolExecutor, function: Callable[[int], _T], indices: Sequence[int]) -> list[_T]:
-    """`function` of each, in order; in runs, since a task costs more than a `stat`."""
+def _of_each(
+    pool: ThreadPoolExecutor,
+    numbers_of: Callable[[Image], tuple[int, ...]],
+    images: Sequence[Image],
+    indices: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """(N, K) of those at `indices`; in runs, since a task costs more than a `stat`."""
     length = max(1, min(1000, len(indices) // (4 * _NUM_THREADS)))
     runs = [indices[start : start + length] for start in range(0, len(indices), length)]
-    return [value for values in pool.map(lambda run: [function(i) for i in run], runs) for value in values]
+    found = pool.map(lambda run: np.array([numbers_of(images[i]) for i in run], np.int64), runs)
+    return np.concatenate([np.empty((0, 3), np.int64), *found])
 
 
-def _grouped(indices: Sequence[int], keys: Iterable[Any]) -> list[list[int]]:
-    """Those of equal keys, where there are two or more, each group in order."""
-    groups: dict[Any, list[int]] = {}
-    for index, key in zip(indices, keys, strict=True):
-        groups.setdefault(key, []).append(index)
-    return [sorted(group) for group in groups.values() if len(group) > 1]
+def _first_alike(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each row the place of the first one that is the same."""
+    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return first[inverse.reshape(-1)]
 
 
-def _facts(image: Image) -> tuple[int, tuple[int, int] | None]:
-    """Size in bytes, -1 where it cannot be told, and what names the file behind several links."""
+def _repeated(
+    indices: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Those `indices` of which the row comes more than once, each with a number of its group."""
+    _, inverse, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(-1)
+    is_repeated = counts[inverse] > 1
+    return indices[is_repeated], inverse[is_repeated]
+
+
+def _facts(image: Image) -> tuple[int, int, int]:
+    """Size in bytes, -1 where there is none; device and inode, which name the file behind several links."""
     if not isinstance(image, Path):
-        return image.size_bytes(), None
+        return image.size_bytes(), 0, 0
     try:
         status = os.stat(image)
     except OSError:
-        return -1, None
-    # No inode number: a file system that has none.
-    return status.st_size, (status.st_dev, status.st_ino) if status.st_size and status.st_ino else None
+        return -1, 0, 0
+    return status.st_size, status.st_dev & _63_BITS, status.st_ino & _63_BITS
 
 
-def _sample(image: Image) -> bytes:
-    return _read(image, max(0, _facts(image)[0] // 2 - _SAMPLE_BYTES // 2), _SAMPLE_BYTES)
+def _sample(image: Image) -> tuple[int, int, int]:
+    start = max(0, _facts(image)[0] // 2 - _SAMPLE_BYTES // 2)
+    return _numbers(hashlib.sha256(_read(image, start, _SAMPLE_BYTES)))
 
 
-def _digest(image: Image) -> bytes:
+def _digest(image: Image) -> tuple[int, int, int]:
     state = hashlib.sha256()
     start = 0
     while block := _read(image, start, _BLOCK_BYTES):
         state.update(block)
         start += len(block)
-    return state.digest()
+    return _numbers(state)
+
+
+def _numbers(state: hashlib._Hash) -> tuple[int, int, int]:
+    """192 bits of a digest."""
+    return struct.unpack("<qqq", state.digest()[:24])
 
 
 def _read(image: Image, start: int, count: int) -> bytes:
