@@ -187,7 +187,7 @@ def prepare(
     if result.suspects:
         first = result.suspects[0]
         print_lines(
-            f"{manifest.num_suspect} of the images look wrong and were kept: {out / 'suspects.jsonl'}. "
+            f"{manifest.num_suspect} image pairs look wrong and were kept, see {out / 'suspects.jsonl'}. "
             f"First: {first['key']}, {first['reason']}"
         )
     if split == "train":
