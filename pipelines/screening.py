@@ -1,6 +1,6 @@
 """Is this a pair at all? A look at both images before they are trained on.
 
-It takes 6 ms a pair of 1280×720, 2 to 3 % of `prepare`'s time, and some 10 % with photos of 481×321.
+It takes 6 ms a pair of 1280×720, 2 to 3 % of `prepare`'s time, and 10 to 14 % with photos of 481×321.
 What looks wrong is kept, and written to `suspects.jsonl` with its figures: heavy blur may look so too.
 
 Measured at these limits, on pairs that are right, and on the same ones made wrong:

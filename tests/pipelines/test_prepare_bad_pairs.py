@@ -14,7 +14,7 @@ from PIL import Image
 
 from nafnet_core import InputError
 from pipelines import prepare
-from pipelines.images import encode_png
+from pipelines.images import encode_png, read_photo
 from pipelines.sources import FolderPairs
 from tests.pipelines.pairs import blurred, make_store, piece, write_pairs
 from tests.pipelines.test_prepare import NAMES, config_for, quarantine, truncate
@@ -143,3 +143,15 @@ def test_size_cap_is_an_option(source: FolderPairs, tmp_path: Path) -> None:
     assert "--max-megapixels" in result.refused[0]["reason"]
     with pytest.raises(InputError, match="more than 0 megapixels"):
         prepare.run(source, source.pairs(), config_for(tmp_path / "none", max_megapixels=0.0))
+
+
+def test_size_cap_can_be_raised_beyond_pillows(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("L", (13_500, 13_500)).save(path)
+    with pytest.raises(InputError, match="absurd dimensions"):
+        read_photo(path)
+    before = Image.MAX_IMAGE_PIXELS
+    try:
+        assert read_photo(path, max_megapixels=200).rgb_hwc.shape == (13_500, 13_500, 3)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
