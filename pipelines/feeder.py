@@ -1,49 +1,53 @@
 """Ray Data's part of ingest: the sample plan goes in at one end, one rank's batches come out at the other.
 
-    plan blocks ──▶ readers (actor pool) ──▶ patches in shared memory ──▶ training worker
+    sample plan ──▶ readers (actor pool) ──▶ patches in shared memory ──▶ training worker
 
 Each training worker has a feeder, an actor that runs *one* Ray Data execution over all of the worker's
-batches: epochs begin and end inside of it, so nothing stalls there. (`streaming_split` promises no order, so
-the rank's slice comes from the plan instead.)
+batches: epochs begin and end inside of it, so nothing stalls there. Of `n` readers each reads every `n`-th
+block; they come in any order, and the worker puts them in the plan's. (`streaming_split` promises no order,
+so the rank's slice comes from the plan instead.)
 
 Not in the worker's process: Ray Data's scheduling thread would hold the interpreter lock that the backward
 pass waits for. And not held back at its output: Ray Data's scheduler then polls without a pause, and takes
 most of a core (measured with Ray 2.60: training at a third of its speed on two cores). It is held back at its
-input instead: the task that hands out the plan waits until the worker has come near enough.
+source instead: a reader waits until the worker has come near enough.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
-from ray.data.block import Block, BlockAccessor, BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.data.block import Block, BlockAccessor
+from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.connect import quiet_data_context
-from nafnet_core import InputError
+from nafnet_core import NAFNetError
 from pipelines.ingest import PatchBatch, Span, read_patches, slice_numbers
 from pipelines.plan import SamplePlan, rank_slice
 from pipelines.store import PairStore
 
 log = logging.getLogger(__name__)
 
-# A block is what one call of a reader makes; so much may lie ready, beside the block that is trained on.
-_BLOCK_BYTES, _AHEAD_BYTES = 16 * 2**20, 128 * 2**20
-_MIN_AHEAD_BLOCKS = 2
-_REQUESTS_AHEAD = 4
+_Columns = dict[str, NDArray[Any]]
+
+# A block is what a reader hands over at a time: Ray Data takes milliseconds for each. So many may lie ready,
+# beside the one that is trained on; all ranks' together in a part of shared memory.
+_MAX_BLOCK_BYTES, _AHEAD_BLOCKS, _STORE_PARTS = 64 * 2**20, 4, 4
+_REQUESTS_AHEAD = 3
 _MAX_RESTARTS = 3
+_DEATHS = (ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError)
 
 
 def ray_batches(
@@ -58,72 +62,114 @@ def ray_batches(
 ) -> Iterator[PatchBatch]:
     """Batches of one rank over one span, in order, read by `num_readers` Ray actors.
 
-    A reader that dies is replaced by Ray Data; a feeder that dies is started again where it was.
+    A reader or feeder that dies is replaced, and reading goes on where the worker is.
 
     Raises:
         InputError: a shard is missing or damaged.
     """
-    part = rank_slice(span.batch, rank, world_size)
-    done = restarts = 0
-    while done < span.num_batches:
-        feed = _Feed(plan, roots, span, part, done, num_readers=num_readers, reader_cpus=reader_cpus)
+    reading = Reading(
+        plan=plan,
+        roots=tuple(roots),
+        span=span,
+        part=rank_slice(span.batch, rank, world_size),
+        num_readers=num_readers,
+        reader_cpus=reader_cpus,
+        block_bytes=_block_bytes(world_size),
+    )
+    restarts = 0
+    while reading.first < span.num_batches:
+        feed = _Feed(reading)
         try:
             for batch in feed.batches():
                 yield batch
-                done += 1
-        except (ActorDiedError, ActorUnavailableError):
-            if restarts == _MAX_RESTARTS:
-                raise
-            restarts += 1
-            log.warning("rank %d: its feeder died, and is started again at batch %d", rank, done)
-        except RayTaskError as error:
-            if isinstance(error.cause, InputError):
+                reading = replace(reading, first=reading.first + 1)
+        except RayError as error:
+            cause = getattr(error, "cause", error)
+            if isinstance(cause, NAFNetError):
                 # Ray Data writes advice of its own below our line.
-                raise InputError(str(error.cause).splitlines()[0]) from error
-            raise
+                raise type(cause)(str(cause).splitlines()[0]) from error
+            restarts += 1
+            if not isinstance(cause, _DEATHS) or restarts > _MAX_RESTARTS:
+                raise
+            log.warning("rank %d: a reader died; reading goes on at batch %d", rank, reading.first)
         finally:
             feed.close()
+
+
+def _block_bytes(world_size: int) -> int:
+    """Size of a block, such that what lies ready for all ranks is a part of shared memory only."""
+    share = ray.cluster_resources().get("object_store_memory", 0) / _STORE_PARTS / world_size
+    return int(min(_MAX_BLOCK_BYTES, share / _AHEAD_BLOCKS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What one rank reads, by how many, in what pieces."""
+
+    plan: SamplePlan
+    roots: tuple[Path, ...]
+    span: Span
+    part: tuple[int, int]
+    """The rank's slice of each global batch."""
+    first: int = 0
+    """Batch of the span that is the first to read."""
+    num_readers: int
+    reader_cpus: float
+    block_bytes: int
+
+    def turns_of(self, reader: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Numbers of a reader's blocks, every `num_readers`-th, and of the batches in each.
+
+        The first block is of one batch, the next of two, and so on, so that training starts soon.
+        """
+        for turn in itertools.count(reader, self.num_readers):
+            start, stop = self._start(turn), min(self._start(turn + 1), self.span.num_batches)
+            if start >= stop:
+                return
+            yield turn, np.arange(start, stop)
+
+    def _start(self, turn: int) -> int:
+        slice_bytes = (self.part[1] - self.part[0]) * self.span.patch_px**2 * 6
+        most_batches = max(1, self.block_bytes // slice_bytes)
+        ramp = min(turn, most_batches.bit_length() - 1)
+        return self.first + 2**ramp - 1 + (turn - ramp) * most_batches
 
 
 class _Feed:
     """The worker's end: asks the feeder for blocks, some ahead, and cuts them into batches."""
 
-    def __init__(
-        self,
-        plan: SamplePlan,
-        roots: Sequence[Path],
-        span: Span,
-        part: tuple[int, int],
-        first: int,
-        *,
-        num_readers: int,
-        reader_cpus: float,
-    ) -> None:
-        self._span, self._part, self._first = span, part, first
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        # One thread hands out blocks, another waits for the worker to come nearer.
-        self._feeder: ActorHandle = (
-            ray.remote(num_cpus=0, concurrency_groups={"pace": 1})(Feeder)
-            .options(scheduling_strategy=here)
-            .remote(plan, list(roots), span, part, first, num_readers=num_readers, reader_cpus=reader_cpus)
-        )
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        # One thread hands out blocks, others let readers go on.
+        actor = ray.remote(num_cpus=0, concurrency_groups={"pace": reading.num_readers})(Feeder)
+        self._feeder: ActorHandle = actor.options(scheduling_strategy=_here()).remote(reading)
 
     def batches(self) -> Iterator[PatchBatch]:
         """Views of the blocks in shared memory, one a batch."""
-        expected, length = self._first, self._part[1] - self._part[0]
+        span, part = self._reading.span, self._reading.part
+        done, length = self._reading.first, part[1] - part[0]
+        for block in self._in_order():
+            for start in range(0, len(block["sample"]), length):
+                rows = slice(start, start + length)
+                numbers = slice_numbers(span, part, np.array([done]))[0]
+                # The whole point of the plan: never train on other samples than these.
+                assert np.array_equal(block["sample"][rows], numbers), f"batch {done} of {span}"
+                yield PatchBatch(samples=numbers, lq=block["lq"][rows], gt=block["gt"][rows])
+                done += 1
+        assert done == span.num_batches, f"{done} batches of {span}"
+
+    def _in_order(self) -> Iterator[_Columns]:
+        early: dict[int, _Columns] = {}
+        expected = 0
         requests = deque(self._feeder.next_block.remote() for _ in range(_REQUESTS_AHEAD))
         while (refs := ray.get(requests.popleft())) is not None:
             requests.append(self._feeder.next_block.remote())
-            block = BlockAccessor.for_block(ray.get(refs[0])).to_numpy()
-            samples, lq, gt = (block[name][0] for name in ("sample", "lq", "gt"))
-            for start in range(0, len(samples), length):
-                rows = slice(start, start + length)
-                numbers = slice_numbers(self._span, self._part, np.array([expected]))[0]
-                # The whole point of the plan: never train on other samples than these.
-                assert np.array_equal(samples[rows], numbers), f"batch {expected} of {self._span}"
-                yield PatchBatch(samples=numbers, lq=lq[rows], gt=gt[rows])
+            columns = BlockAccessor.for_block(ray.get(refs[0])).to_numpy()
+            block = {name: column[0] for name, column in columns.items()}
+            early[int(block["turn"])] = block
+            while expected in early:
+                yield early.pop(expected)
                 expected += 1
-        assert expected == self._span.num_batches, f"{expected} batches of {self._span}"
 
     def close(self) -> None:
         ray.kill(self._feeder)
@@ -132,44 +178,32 @@ class _Feed:
 class Feeder:
     """One rank's Ray Data execution; an actor beside its training worker."""
 
-    def __init__(
-        self,
-        plan: SamplePlan,
-        roots: Sequence[Path],
-        span: Span,
-        part: tuple[int, int],
-        first: int,
-        *,
-        num_readers: int,
-        reader_cpus: float,
-    ) -> None:
+    def __init__(self, reading: Reading) -> None:
         quiet_data_context()
         context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        # Each row a block, and at once: else Ray Data keeps the plan's rows back until they fill a large one.
+        # Each row a block, and at once: else Ray Data keeps rows back until they fill a large one.
         context.target_max_block_size = 1
-        slice_bytes = (part[1] - part[0]) * span.patch_px**2 * 6
-        batches = max(1, _BLOCK_BYTES // slice_bytes)
-        self._ahead = max(_MIN_AHEAD_BLOCKS, num_readers + 1, _AHEAD_BYTES // (batches * slice_bytes))
+        # Walking through a reader's mappings, of all shards and of shared memory, takes it milliseconds.
+        context.memory_usage_poll_interval_s = None
+        self._ahead = max(2 * reading.num_readers, _AHEAD_BLOCKS)
         self._taken, self._changed = 0, threading.Condition()
-        me = ray.get_runtime_context().current_actor
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        source = PlanSource(me, range(first, span.num_batches), batches)
-        # No CPU: it only waits. And with the readers' share Ray Data would make one operator of the two.
-        self._dataset = ray.data.read_datasource(
-            source, override_num_blocks=1, num_cpus=0, ray_remote_args={"scheduling_strategy": here}
-        ).map_batches(
+        # Not `ray.data.range`: its tasks want a CPU each, and wait for ever where training workers hold them.
+        readers = [{"reader": number} for number in range(reading.num_readers)]
+        self._dataset = ray.data.from_items(readers, override_num_blocks=len(readers)).map_batches(
             Reader,
-            fn_constructor_args=(plan, tuple(roots), span, part),
-            compute=ray.data.ActorPoolStrategy(size=num_readers),
+            fn_constructor_args=(reading, ray.get_runtime_context().current_actor),
+            compute=ray.data.ActorPoolStrategy(size=len(readers)),
             batch_size=None,
-            num_cpus=reader_cpus,
-            scheduling_strategy=here,
+            num_cpus=reading.reader_cpus,
+            scheduling_strategy=_here(),
+            # Ray would have a reader that died begin anew; the worker knows better where to go on.
+            max_restarts=0,
+            max_task_retries=0,
         )
         self._bundles: Iterator[Any] | None = None
 
     def next_block(self) -> list[ray.ObjectRef[Block]] | None:
-        """The next block, in order; None at the end."""
+        """The block that comes next, whichever of those ahead it is; None at the end."""
         if self._bundles is None:
             # Not before: it waits for the first block, and so for `wait_for_turn`.
             self._bundles = self._dataset.iter_internal_ref_bundles()
@@ -183,46 +217,31 @@ class Feeder:
         return [ref]
 
     @ray.method(concurrency_group="pace")
-    def wait_for_turn(self, number: int) -> None:
+    def wait_for_turn(self, turn: int) -> None:
         """Return when the block of this number may be read."""
         with self._changed:
-            self._changed.wait_for(lambda: number < self._taken + self._ahead)
-
-
-class PlanSource(Datasource):
-    """Hands out the numbers of the batches to read, a few a block, no sooner than the feeder lets it."""
-
-    def __init__(self, feeder: ActorHandle, batches: range, batches_per_block: int) -> None:
-        self._feeder, self._batches, self._per_block = feeder, batches, batches_per_block
-
-    def estimate_inmemory_data_size(self) -> int:
-        return 16 * len(self._batches)
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None
-    ) -> list[ReadTask]:
-        """One task, which lasts as long as the reading does."""
-        metadata = BlockMetadata(
-            num_rows=None, size_bytes=self.estimate_inmemory_data_size(), input_files=None, exec_stats=None
-        )
-        return [ReadTask(self._turns, metadata)]
-
-    def _turns(self) -> Iterator[Block]:
-        for number, first in enumerate(range(self._batches.start, self._batches.stop, self._per_block)):
-            ray.get(self._feeder.wait_for_turn.remote(number))
-            yield pa.table({"first": [first], "last": [min(first + self._per_block, self._batches.stop)]})
+            self._changed.wait_for(lambda: turn < self._taken + self._ahead)
 
 
 class Reader:
     """Reads the patches of planned batches; its shards stay open."""
 
-    def __init__(self, plan: SamplePlan, roots: Sequence[Path], span: Span, part: tuple[int, int]) -> None:
-        self._plan, self._span, self._part = plan, span, part
-        self._stores = [PairStore(root) for root in roots]
+    def __init__(self, reading: Reading, feeder: ActorHandle) -> None:
+        self._reading, self._feeder = reading, feeder
+        self._stores = [PairStore(root) for root in reading.roots]
 
-    def __call__(self, turn: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
-        """Batches `first` to `last` → their samples and patches, all in one row."""
-        batches = np.arange(turn["first"][0], turn["last"][0])
-        numbers = slice_numbers(self._span, self._part, batches).reshape(-1)
-        patches = read_patches(self._plan, self._stores, numbers, self._span.patch_px)
-        return {"sample": patches.samples[None], "lq": patches.lq[None], "gt": patches.gt[None]}
+    def __call__(self, row: dict[str, NDArray[np.int64]]) -> Iterator[dict[str, Any]]:
+        """Number of a reader → its blocks, a row each, for as long as the reading lasts."""
+        reading = self._reading
+        for turn, batches in reading.turns_of(int(row["reader"][0])):
+            may_go_on = self._feeder.wait_for_turn.remote(turn)
+            numbers = slice_numbers(reading.span, reading.part, batches).reshape(-1)
+            ray.get(may_go_on)
+            patches = read_patches(reading.plan, self._stores, numbers, reading.span.patch_px)
+            block = {"sample": patches.samples, "lq": patches.lq, "gt": patches.gt}
+            yield {"turn": np.array([turn]), **{name: column[None] for name, column in block.items()}}
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """On this node where there is room: patches go through its shared memory, shards through its cache."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,58 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     with written_aside(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which may lie in a folder that its holder removes at the end.
+
+    The system gives a lock up with the process that holds it, however that ends.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    descriptor = None
+    try:
+        while descriptor is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = _lock(path)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(path: Path) -> int | None:
+    """The lock's descriptor, or None where the one who had it removed the file meanwhile: try again."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise InputError(
+            "another run is at work in this folder",
+            file=path.parent.parent,
+            fix="Wait for it, or choose another --out",
+        ) from error
+    except FileNotFoundError:
+        pass
+    except OSError:  # a file system without locks: as safe as it was before there were any
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write one JSON value a line, whole or not at all."""
+    with written_aside(path) as temporary, temporary.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
 
 
 def sha256(path: Path) -> str:

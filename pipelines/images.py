@@ -28,7 +28,10 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", "
 FOREIGN_SUFFIXES = frozenset(
     {".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"}
 )
+# A little below the limit at which Pillow takes an image for a decompression bomb.
+MAX_MEGAPIXELS = 178.9
 _ORIENTATION_TAG = 0x0112
+_TURNED_ON_ITS_SIDE = (5, 6, 7, 8)
 _PNG_BIT_DEPTH_AT = 24
 _TIFF_BITS_PER_SAMPLE = 258
 _PNG_IHDR_END = 33
@@ -47,6 +50,13 @@ class Photo:
     exif: bytes | None
     """EXIF block with the orientation set upright, since the pixels are."""
     icc: bytes | None
+    is_on_side: bool = False
+    """The file holds it lying on its side: EXIF turns it by a quarter, which swaps width and height."""
+
+    def rgb_hwc_u8(self) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8: 16 bit rounded to 8."""
+        rgb = self.rgb_hwc
+        return rgb if rgb.dtype == np.uint8 else np.rint(rgb / 257.0).astype(np.uint8)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -66,26 +76,36 @@ def list_images(folder: Path) -> list[Path]:
     )
 
 
-def read_photo(path: Path) -> Photo:
-    """Decode one image file.
+def read_photo(source: Path | bytes, *, name: str = "", max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
+    """Decode one image.
+
+    Args:
+        source: its file, or the content of one.
+        name: what errors call a content.
+        max_megapixels: larger ones are refused, by what the header declares.
 
     Returns:
         uint8 or uint16 RGB, upright by EXIF; gray and palette become RGB, alpha is kept aside.
 
     Raises:
-        InputError: missing, no image, truncated, animated, of 32-bit values, or larger than Pillow's bomb
-            limit (179 MP).
+        InputError: missing, no image, truncated, animated, of 32-bit values, or too large.
     """
-    if not path.is_file():
-        raise InputError("no such image", file=path)
-    with _pillow_errors(path), Image.open(path) as image:
+    file = source if isinstance(source, Path) else Path(name)
+    if isinstance(source, Path) and not source.is_file():
+        raise InputError("no such image", file=source)
+    content = source if isinstance(source, Path) else io.BytesIO(source)
+    if max_megapixels > MAX_MEGAPIXELS:  # asked for; Pillow's own limit lies at twice this figure
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, round(max_megapixels * 1e6 / 2) + 1)
+    with _pillow_errors(file, source), Image.open(content) as image:
+        _check_size(image, file, max_megapixels)
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise InputError("an animated or multi-page image", file=path, expected="one picture")
+            raise InputError("an animated or multi-page image", file=file, expected="one picture")
         exif = image.getexif()
         orientation = exif.get(_ORIENTATION_TAG, 1)
         exif[_ORIENTATION_TAG] = 1
-        is_deep = _is_16_bit(image, path)
-        pixels, alpha, is_gray = _read_deep(path) if is_deep else _read_8_bit(image)
+        is_deep = _is_16_bit(image, source)
+        pixels, alpha, is_gray = _read_deep(source) if is_deep else _read_8_bit(image)
+        is_on_side = orientation in _TURNED_ON_ITS_SIDE
         if image.format == "TIFF":
             orientation = 1 if is_deep else orientation  # OpenCV turns TIFFs upright, whatever it is told
             for tag in set(exif) - _TIFF_TAGS_KEPT:
@@ -97,13 +117,13 @@ def read_photo(path: Path) -> Photo:
             exif=exif.tobytes() if len(exif) > 1 else None,
             # The profile of inks says nothing of the RGB made from them, and confuses viewers.
             icc=None if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile"),
+            is_on_side=is_on_side,
         )
 
 
 def read_rgb_u8(path: Path) -> NDArray[np.uint8]:
     """Decode to (H, W, 3) uint8 RGB; 16 bit is rounded to 8, alpha is dropped. Raises as `read_photo`."""
-    rgb = read_photo(path).rgb_hwc
-    return rgb if rgb.dtype == np.uint8 else np.rint(rgb / 257.0).astype(np.uint8)
+    return read_photo(path).rgb_hwc_u8()
 
 
 def write_photo(path: Path, photo: Photo, *, jpeg_quality: int = 95) -> None:
@@ -126,7 +146,7 @@ def write_photo(path: Path, photo: Photo, *, jpeg_quality: int = 95) -> None:
 
 
 @contextmanager
-def _pillow_errors(path: Path) -> Iterator[None]:
+def _pillow_errors(path: Path, source: Path | bytes) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of images over 89 MP
@@ -136,8 +156,11 @@ def _pillow_errors(path: Path) -> Iterator[None]:
             raise InputError(
                 f"{path.suffix} files are not read", file=path, fix="Export it as JPEG, PNG or TIFF"
             ) from error
+        num_bytes = source.stat().st_size if isinstance(source, Path) else len(source)
         raise InputError(
-            "not an image, or damaged from the start", file=path, got=f"{path.stat().st_size} bytes"
+            "not an image, or damaged from the start" if num_bytes else "not an image, but an empty file",
+            file=path,
+            got=f"{num_bytes} bytes",
         ) from error
     except Image.DecompressionBombError as error:
         raise InputError("an image of absurd dimensions", file=path, got=_reason(error)) from error
@@ -149,15 +172,33 @@ def _pillow_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_16_bit(image: Image.Image, path: Path) -> bool:
+def _check_size(image: Image.Image, path: Path, max_megapixels: float) -> None:
+    """Before anything is decoded: a few hundred bytes may declare gigabytes."""
+    width, height = image.size
+    if width * height > max_megapixels * 1e6:
+        raise InputError(
+            "an image of absurd dimensions",
+            file=path,
+            expected=f"at most {max_megapixels:g} megapixels",
+            got=f"{width}×{height}",
+            fix="Shrink it; `prepare` takes larger ones with --max-megapixels",
+        )
+
+
+def _is_16_bit(image: Image.Image, source: Path | bytes) -> bool:
     if image.format == "PNG":
-        with path.open("rb") as file:
-            head = file.read(_PNG_BIT_DEPTH_AT + 1)
-        return head[_PNG_BIT_DEPTH_AT] == 16
+        return _content(source, _PNG_BIT_DEPTH_AT + 1)[_PNG_BIT_DEPTH_AT] == 16
     if image.format == "TIFF":
         bits = image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (8,))  # type: ignore[attr-defined]
         return max(bits if isinstance(bits, tuple) else (bits,)) == 16
     return False
+
+
+def _content(source: Path | bytes, count: int = -1) -> NDArray[np.uint8]:
+    """The first `count` bytes, or all."""
+    if isinstance(source, Path):
+        return np.fromfile(source, np.uint8, count)
+    return np.frombuffer(source, np.uint8, count)
 
 
 def _read_8_bit(image: Image.Image) -> tuple[NDArray, NDArray | None, bool]:
@@ -171,8 +212,8 @@ def _read_8_bit(image: Image.Image) -> tuple[NDArray, NDArray | None, bool]:
     return np.asarray(image.convert("RGB")), alpha, is_gray
 
 
-def _read_deep(path: Path) -> tuple[NDArray, NDArray | None, bool]:
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+def _read_deep(source: Path | bytes) -> tuple[NDArray, NDArray | None, bool]:
+    pixels = cv2.imdecode(_content(source), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ValueError("OpenCV cannot read it")
     if pixels.ndim == 2:
@@ -253,7 +294,7 @@ def _gray(photo: Photo) -> NDArray:
 
 def _upright(pixels: NDArray, orientation: int) -> NDArray:
     """Undo the EXIF orientation (TIFF 6.0 tag 274: 1 upright … 8 turned left)."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in _TURNED_ON_ITS_SIDE:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]

@@ -6,6 +6,9 @@
 A shard covers a fixed range of source pairs, so what it holds does not depend on who writes it. Finished
 shards leave a note under `STORE/.progress`; an interrupted run goes on from these and ends with the same
 digest. Several shards are written as a Ray Data job, a single one in this process.
+
+Pairs that cannot be used (`PairRef.read`) and those that come twice (`duplicates`) are refused, and listed
+with the reason; those that look wrong (`screening`) are kept, and listed as well.
 """
 
 from __future__ import annotations
@@ -21,13 +24,19 @@ from typing import Any
 
 from nafnet_core import InputError
 from nafnet_core.transforms import crop_corners
-from pipelines.files import make_folder, write_json, written_aside
+from pipelines.duplicates import find_duplicates, refuse_duplicate
+from pipelines.files import locked, make_folder, write_json, write_json_lines
+from pipelines.images import MAX_MEGAPIXELS
+from pipelines.scenes import SceneList
+from pipelines.screening import Findings, Row
 from pipelines.sources import PairRef, Source
 from pipelines.store import (
     MANIFEST,
     PROGRESS,
     QUARANTINE,
+    SCENES,
     SCHEMA_VERSION,
+    SUSPECTS,
     Codec,
     Format,
     Manifest,
@@ -36,6 +45,8 @@ from pipelines.store import (
     shard_info,
     write_shard,
 )
+
+_LOCK = "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,8 @@ class PrepareConfig:
     """A remainder beyond the last crop of up to this is dropped. 512, 256 and 0 are GoPro's usual cuts."""
     pairs_per_shard: int = 32
     """Source pairs in a shard: 32 of 1280×720 make 256 crops, about 200 MB as PNG."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """Larger images are refused, by what their header declares."""
     strict: bool = False
     """Stop at the first refused pair, instead of writing it to quarantine.jsonl."""
     use_ray: bool = field(default=True, compare=False)
@@ -65,7 +78,9 @@ class PrepareResult:
 
     out: Path
     manifest: Manifest
-    refused: tuple[dict[str, str], ...]
+    refused: tuple[Row, ...]
+    suspects: tuple[Row, ...] = ()
+    """Pairs that were taken and look wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +90,8 @@ class _ShardJob:
     number: int
     refs: tuple[PairRef, ...]
     config: PrepareConfig
+    duplicates: dict[str, str]
+    """Those of `refs` that come for the second time, with the key of the first."""
 
     @property
     def path(self) -> Path:
@@ -95,20 +112,22 @@ def run(
     """Write `refs` of `source` as a store at `config.out`, or go on with one that was interrupted.
 
     Raises:
-        InputError: impossible options, another store in that place, a folder that cannot be written, no
-            usable pair, or (with `strict`) the first refused one.
+        InputError: impossible options, another store or another run in that place, a folder that cannot be
+            written, no usable pair, or (with `strict`) the first refused one.
     """
     _check(config)
-    if (config.out / MANIFEST).exists():
-        raise InputError(
-            "there is a finished store already", file=config.out, fix="Remove it, or choose another --out"
-        )
+    _refuse_finished(config)
     make_folder(config.out / PROGRESS)
+    with locked(config.out / PROGRESS / _LOCK):
+        _refuse_finished(config)  # by the run that held the lock until now
+        return _run(source, refs, config, on_progress)
+
+
+def _run(
+    source: Source, refs: Sequence[PairRef], config: PrepareConfig, on_progress: Callable[[int, int], None]
+) -> PrepareResult:
     _claim(config, source, refs)
-    jobs = [
-        _ShardJob(number=number, refs=tuple(refs[start : start + config.pairs_per_shard]), config=config)
-        for number, start in enumerate(range(0, len(refs), config.pairs_per_shard))
-    ]
+    jobs = list(_jobs(refs, config))
     todo = [job for job in jobs if not (job.note.exists() and job.path.exists())]
     done = len(jobs) - len(todo)
     on_progress(done, len(jobs))
@@ -116,6 +135,17 @@ def run(
         done += 1
         on_progress(done, len(jobs))
     return _finish(source, jobs, config)
+
+
+def _jobs(refs: Sequence[PairRef], config: PrepareConfig) -> Iterator[_ShardJob]:
+    duplicates = find_duplicates(refs)
+    if config.strict:
+        for ref in refs:
+            refuse_duplicate(ref, duplicates)
+    for number, start in enumerate(range(0, len(refs), config.pairs_per_shard)):
+        mine = tuple(refs[start : start + config.pairs_per_shard])
+        twice = {ref.key: duplicates[ref.key] for ref in mine if ref.key in duplicates}
+        yield _ShardJob(number=number, refs=mine, config=config, duplicates=twice)
 
 
 def _work(jobs: list[_ShardJob], use_ray: bool) -> Iterator[None]:
@@ -147,28 +177,30 @@ def _write_row(row: dict[str, Any]) -> dict[str, str]:
 
 def _write(job: _ShardJob) -> None:
     """Write one shard, then its note. Either is whole or absent."""
-    refused: list[dict[str, str]] = []
-    pairs = _crops(job, refused)
+    findings = Findings()
+    pairs = _crops(job, findings)
     count, digests, min_side = write_shard(job.path, pairs, format=job.config.format, codec=job.config.codec)
     note = {
         "info": shard_info(job.path, count).model_dump(),
         "digests": base64.b64encode(digests).decode(),
         "min_side_px": min_side,
-        "refused": refused,
+        **findings.to_json(),
     }
     write_json(job.note, note)
 
 
-def _crops(job: _ShardJob, refused: list[dict[str, str]]) -> Iterator[Pair]:
+def _crops(job: _ShardJob, findings: Findings) -> Iterator[Pair]:
     crop, stride = job.config.crop_px, job.config.stride_px
     for ref in job.refs:
         try:
-            pair = _read_pair(ref, crop)
+            refuse_duplicate(ref, job.duplicates)
+            pair = _read_pair(ref, job.config)
         except InputError as error:
             if job.config.strict:
                 raise
-            refused.append({"key": ref.key, "lq": str(ref.lq), "gt": str(ref.gt), "reason": str(error)})
+            findings.refuse(ref, error)
             continue
+        findings.take(ref, pair)
         if crop is None:
             yield pair
             continue
@@ -180,8 +212,9 @@ def _crops(job: _ShardJob, refused: list[dict[str, str]]) -> Iterator[Pair]:
                 yield replace(pair, key=key, lq=pair.lq[window], gt=pair.gt[window])
 
 
-def _read_pair(ref: PairRef, crop_px: int | None) -> Pair:
-    lq, gt = ref.read()
+def _read_pair(ref: PairRef, config: PrepareConfig) -> Pair:
+    lq, gt = ref.read(max_megapixels=config.max_megapixels)
+    crop_px = config.crop_px
     if crop_px is not None and min(lq.shape[:2]) < crop_px:
         raise InputError(
             "smaller than a crop",
@@ -200,6 +233,15 @@ def _check(config: PrepareConfig) -> None:
         raise InputError("crop and stride must be positive", got=(config.crop_px, config.stride_px))
     if config.pairs_per_shard < 1:
         raise InputError("pairs per shard must be at least 1", got=config.pairs_per_shard)
+    if not config.max_megapixels > 0:
+        raise InputError("the largest image must be of more than 0 megapixels", got=config.max_megapixels)
+
+
+def _refuse_finished(config: PrepareConfig) -> None:
+    if (config.out / MANIFEST).exists():
+        raise InputError(
+            "there is a finished store already", file=config.out, fix="Remove it, or choose another --out"
+        )
 
 
 def _claim(config: PrepareConfig, source: Source, refs: Sequence[PairRef]) -> None:
@@ -216,8 +258,8 @@ def _claim(config: PrepareConfig, source: Source, refs: Sequence[PairRef]) -> No
     earlier = json.loads(path.read_text()) if path.exists() else job
     changed = [name for name in job | earlier if job.get(name) != earlier.get(name)]
     if changed:
-        notes = [json.loads(note.read_text()) for note in progress.glob("shard-*.json")]
-        if any(note["info"]["pairs"] for note in notes):
+        notes = list(progress.glob("shard-*.json"))
+        if any(json.loads(note.read_text())["info"]["pairs"] for note in notes):
             raise InputError(
                 "an unfinished store of other data or options",
                 file=config.out,
@@ -225,25 +267,29 @@ def _claim(config: PrepareConfig, source: Source, refs: Sequence[PairRef]) -> No
                 got=", ".join(f"{name} {job.get(name)}" for name in changed),
                 fix="Run the command that began it, or remove the folder",
             )
-        shutil.rmtree(progress)
-        make_folder(progress)
+        for note in notes:
+            note.unlink()
     write_json(path, job)
 
 
 def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) -> PrepareResult:
     state = hashlib.sha256()
     shards: list[ShardInfo] = []
-    refused: list[dict[str, str]] = []
+    refused: list[Row] = []
+    suspects: list[Row] = []
+    scenes = SceneList(config.out / PROGRESS)
     sides: list[int] = []
     for job in jobs:
         note = json.loads(job.note.read_text())
         state.update(base64.b64decode(note["digests"]))
         refused += note["refused"]
+        suspects += note["suspects"]
+        scenes.add(note["scenes"])
         if note["info"]["pairs"]:
             shards.append(ShardInfo.model_validate(note["info"]))
             sides.append(note["min_side_px"])
-    with written_aside(config.out / QUARANTINE) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in refused))
+    write_json_lines(config.out / QUARANTINE, refused)
+    write_json_lines(config.out / SUSPECTS, suspects)
     if not shards:
         # The notes would hold it against pairs that are repaired meanwhile.
         shutil.rmtree(config.out / PROGRESS)
@@ -261,6 +307,8 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
         stride_px=config.stride_px if config.crop_px else None,
         num_pairs=sum(shard.pairs for shard in shards),
         num_refused=len(refused),
+        num_suspect=len(suspects),
+        num_scenes=scenes.write(config.out / SCENES),
         min_side_px=min(sides),
         shards=tuple(shards),
         digest=state.hexdigest(),
@@ -269,5 +317,5 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
     for half in config.out.glob(".shard-*.tmp"):  # left by a run that was killed
         half.unlink()
     write_json(config.out / MANIFEST, manifest.model_dump())
-    shutil.rmtree(config.out / PROGRESS)
-    return PrepareResult(out=config.out, manifest=manifest, refused=tuple(refused))
+    shutil.rmtree(config.out / PROGRESS, ignore_errors=True)  # another run may just be trying the lock
+    return PrepareResult(out=config.out, manifest=manifest, refused=tuple(refused), suspects=tuple(suspects))

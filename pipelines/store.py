@@ -4,6 +4,8 @@
     STORE/shard-00000.parquet      one row group a pair, so that one pair is one read; codec png
     STORE/shard-00000.lmdb         memory-mapped; codec png or raw: raw lets a reader touch only its patch
     STORE/quarantine.jsonl         what was refused, and why
+    STORE/suspects.jsonl           what was taken and looks wrong: hardly a pair, misaligned, identical
+    STORE/scenes.txt               names of its scenes, see `pipelines/scenes.py`
 
 The manifest's `digest` is taken over keys and *decoded* pixels in order, so the same pairs have the same
 digest whatever the format, codec and shard size: it names the data in runs and reports.
@@ -33,7 +35,7 @@ from pipelines.files import sha256, written_aside
 from pipelines.png import decode_png, decode_png_window, encode_png
 
 SCHEMA_VERSION = 1
-MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
+MANIFEST, QUARANTINE, SUSPECTS, SCENES = "manifest.json", "quarantine.jsonl", "suspects.jsonl", "scenes.txt"
 PROGRESS = ".progress"  # notes of `prepare`, while it is at it
 Format = Literal["parquet", "lmdb"]
 Codec = Literal["png", "raw"]
@@ -80,6 +82,9 @@ class Manifest(_Record):
     stride_px: int | None
     num_pairs: int
     num_refused: int
+    num_suspect: int = 0
+    """Source pairs in suspects.jsonl. This and the next: 0 in stores older than these lists."""
+    num_scenes: int = 0
     min_side_px: int
     """Shortest side of any pair: patches cannot be larger."""
     shards: tuple[ShardInfo, ...]

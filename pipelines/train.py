@@ -32,6 +32,7 @@ from pipelines.ingest import check_patches, plan_for
 from pipelines.journal import METRICS
 from pipelines.loop import BUDGET, RESULT, STOP
 from pipelines.pictures import training_curves
+from pipelines.scenes import shared_scenes
 from pipelines.store import read_manifest
 from pipelines.tracking import TRACKING, Row, Tracker, flattened, git_commit, make_experiment, mlflow_client
 from pipelines.trainer import build_loss, build_model
@@ -164,8 +165,17 @@ def check(config: RunConfig) -> None:
 def _check_validation(config: RunConfig) -> None:
     assert config.data.val is not None
     val = read_manifest(config.data.val)
-    if val.digest in {read_manifest(store.path).digest for store in config.data.train}:
-        log.warning("validation on the training data: its score says nothing of other photos")
+    for store in config.data.train:
+        if val.digest == read_manifest(store.path).digest:
+            log.warning("validation on the training data: its score says nothing of other photos")
+            continue
+        num_shared, first = shared_scenes(config.data.val, store.path)
+        if num_shared:
+            log.warning(
+                "%d of the %d scenes of the validation have the names of scenes in %s (the first: %r): if "
+                "they are the same, its score says little of others. Part a folder with `prepare --holdout`",
+                num_shared, val.num_scenes, store.path, first,
+            )  # fmt: skip
     if val.crop_px is not None:
         log.warning(
             "validation on crops of %d px: scores are usually of whole images (`prepare --crop 0`)",

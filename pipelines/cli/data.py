@@ -54,12 +54,23 @@ def prepare(
     pairs_per_shard: Annotated[
         int, typer.Option(min=1, help="Source pairs in one file; 32 of 1280×720 make some 200 MB.")
     ] = 32,
+    max_megapixels: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Larger images are refused unread. [default: 178.9, Pillow's limit]"),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad pair.")] = False,
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a paired data set into a store that trains fast. Goes on where it was interrupted."""
+    """Turn a paired data set into a store that trains fast. Goes on where it was interrupted.
+
+    16-bit images are rounded to 8 bit, alpha is dropped. Pairs that cannot be used are listed in
+    quarantine.jsonl; pairs that look wrong (another picture, shifted, identical) are kept, and listed in
+    suspects.jsonl.
+    """
     from pipelines import prepare as stage
+    from pipelines.duplicates import warn_of_shared_sharp
+    from pipelines.images import MAX_MEGAPIXELS
     from pipelines.sources import find_source, hold_out, two_sides
 
     for name, value, known in (
@@ -81,6 +92,7 @@ def prepare(
         raise InputError("no source", fix="Give SOURCE, or both --lq and --gt")
     refs = found.pairs()
     if holdout is not None:
+        warn_of_shared_sharp(refs)
         refs = hold_out(refs, holdout, test=split != "train")
     settings = stage.PrepareConfig(
         out=out.absolute(),
@@ -90,6 +102,7 @@ def prepare(
         crop_px=crop or None,
         stride_px=stride,
         pairs_per_shard=pairs_per_shard,
+        max_megapixels=MAX_MEGAPIXELS if max_megapixels is None else max_megapixels,
         strict=strict,
     )
     with output_to(as_json) as output:
@@ -107,6 +120,12 @@ def prepare(
     if result.refused:
         print_lines(
             f"Refused, with the reasons: {out / 'quarantine.jsonl'}. First: {result.refused[0]['reason']}"
+        )
+    if result.suspects:
+        first = result.suspects[0]
+        print_lines(
+            f"{manifest.num_suspect} image pairs look wrong and were kept, see {out / 'suspects.jsonl'}. "
+            f"First: {first['key']}, {first['reason']}"
         )
     if split == "train":
         print_lines(f"Next: nafnet train --config mobile --data {out} --val STORE_OF_WHOLE_IMAGES")

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from nafnet_core import InputError
-from pipelines.images import read_rgb_u8
+from pipelines.images import MAX_MEGAPIXELS, Photo, read_photo
+
+# JPEG's colours of a gray scene stray by a level or two.
+_GRAY_SPREAD_LEVELS = 16
 
 
 class EncodedImage(Protocol):
     """An image that is no file of its own."""
 
-    def read_rgb_u8(self) -> NDArray[np.uint8]:
-        """Decode to (H, W, 3) uint8 RGB. Raises `InputError`."""
+    def read_photo(self, *, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
+        """Decode it, as `images.read_photo` does with a file. Raises `InputError`."""
+        ...
+
+    def size_bytes(self) -> int:
+        """Length of its content, -1 where there is none."""
+        ...
+
+    def read_bytes(self, start: int, count: int) -> bytes:
+        """A part of its content; short, or nothing, beyond its end."""
         ...
 
 
@@ -33,24 +45,51 @@ class PairRef:
     lq: Path | EncodedImage
     gt: Path | EncodedImage
 
-    def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Decode both, degraded and sharp, to (H, W, 3) uint8 RGB.
+    def read(self, *, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Decode both, degraded and sharp, to (H, W, 3) uint8 RGB of the same size.
+
+        16 bit is rounded to 8, alpha is dropped, gray of both becomes RGB.
 
         Raises:
-            InputError: one of them is missing or damaged, or they differ in size.
+            InputError: one of them is missing or damaged, they differ in size, or one of them is gray.
         """
         lq, gt = (
-            read_rgb_u8(image) if isinstance(image, Path) else image.read_rgb_u8()
+            read_photo(image, max_megapixels=max_megapixels)
+            if isinstance(image, Path)
+            else image.read_photo(max_megapixels=max_megapixels)
             for image in (self.lq, self.gt)
         )
-        if lq.shape != gt.shape:
+        self._check_alike(lq, gt)
+        return lq.rgb_hwc_u8(), gt.rgb_hwc_u8()
+
+    def _check_alike(self, lq: Photo, gt: Photo) -> None:
+        (height, width), (gt_height, gt_width) = lq.rgb_hwc.shape[:2], gt.rgb_hwc.shape[:2]
+        if (height, width) != (gt_height, gt_width):
+            is_turned = lq.is_on_side != gt.is_on_side and (height, width) == (gt_width, gt_height)
             raise InputError(
-                "the two images differ in size",
+                "the two images differ in size: EXIF turns one of them by a quarter, and not the other"
+                if is_turned
+                else "the two images differ in size",
                 file=str(self.lq),
-                expected=f"{gt.shape[1]}×{gt.shape[0]} as {self.gt}",
-                got=f"{lq.shape[1]}×{lq.shape[0]}",
+                expected=f"{gt_width}×{gt_height} as {self.gt}",
+                got=f"{width}×{height}",
+                fix="Save both upright, without the EXIF orientation" if is_turned else None,
             )
-        return lq, gt
+        if lq.is_gray != gt.is_gray and _has_colour(gt if lq.is_gray else lq):
+            gray, colour = (self.lq, self.gt) if lq.is_gray else (self.gt, self.lq)
+            raise InputError(
+                "one of the two images is gray",
+                file=str(gray),
+                expected=f"colour as {colour}",
+                got="one channel",
+                fix="Export it in colour, or both in gray",
+            )
+
+
+def _has_colour(photo: Photo) -> bool:
+    """Whether the channels differ; a gray picture may well be saved as RGB."""
+    rgb = photo.rgb_hwc_u8()
+    return any(int(cv2.absdiff(rgb[..., 1], rgb[..., side]).max()) > _GRAY_SPREAD_LEVELS for side in (0, 2))
 
 
 class Source(Protocol):
@@ -102,3 +141,25 @@ def checked(refs: Sequence[PairRef], *, file: Path) -> list[PairRef]:
             raise InputError("two pairs of one name", file=file, got=ref.key)
         seen.add(ref.key)
     return sorted(refs, key=lambda ref: ref.key)
+
+
+def refuse_shared(ours: Iterable[str], others: Iterable[str], *, what: str, file: Path) -> None:
+    """Refuse a data set of which something lies on both sides of its own split.
+
+    Args:
+        ours: names in the split that is asked for.
+        others: those in its other splits.
+        what: what they name, in the plural.
+        file: where the split is told.
+
+    Raises:
+        InputError: some are in both.
+    """
+    shared = sorted(set(ours) & set(others))
+    if shared:
+        raise InputError(
+            f"{len(shared)} {what} are in this split and in another one",
+            file=file,
+            got=", ".join(shared[:3]),
+            fix="A score on them says nothing: take them out of one of the two",
+        )

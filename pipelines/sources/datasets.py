@@ -1,4 +1,8 @@
-"""Published data sets in their own layouts, with their official splits."""
+"""Published data sets in their own layouts, with their official splits.
+
+A scene on both sides of a split is refused, except in REDS, which numbers the sequences of each part from
+000. HIDE is in `hide.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from nafnet_core import InputError
-from pipelines.images import list_images
-from pipelines.sources.base import PairRef, checked
+from pipelines.sources.base import PairRef, checked, refuse_shared
 from pipelines.sources.folders import FolderPairs
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,9 @@ class GoProPairs:
             ]
         if not refs:
             raise InputError("no GoPro sequences", file=folder, expected=f"SEQUENCE/{self.blur} and sharp")
+        others = (path.parent for path in self.root.glob("*/*/sharp"))
+        others = {path.name for path in others if path.parent != folder and path.parent.name in SPLITS}
+        refuse_shared({ref.scene for ref in refs}, others, what="sequences", file=self.root)
         return sorted(refs, key=lambda ref: ref.key)
 
 
@@ -75,38 +83,6 @@ def _reds_folder(root: Path, split: str) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HidePairs:
-    """HIDE (Shen et al., ICCV 2019): `{train,test}/**/NAME.png` blurred, `GT/NAME.png` sharp.
-
-    `test` has its two parts, `test-close-ups` and `test-long-shot`, below it. The scene is the video that a
-    frame's name ends with, as in `105fromGOPR0996.png`.
-    """
-
-    root: Path
-    split: str
-    adapter = "hide"
-    licence = "not stated by the publisher; cite Shen et al., ICCV 2019"
-
-    def options(self) -> dict[str, Any]:
-        return {"root": str(self.root), "split": self.split}
-
-    def pairs(self) -> list[PairRef]:
-        blurred = list_images(self.root / self.split)
-        if not blurred:
-            raise InputError("no images in this folder", file=self.root / self.split)
-        refs = [
-            PairRef(key=lq.stem, scene=_video_of(lq.stem), lq=lq, gt=self.root / "GT" / lq.name)
-            for lq in blurred
-        ]
-        return checked(refs, file=self.root / "GT")
-
-
-def _video_of(stem: str) -> str:
-    match = re.fullmatch(r"\d+from(.+)", stem)
-    return match[1] if match else stem
-
-
-@dataclass(frozen=True, kw_only=True)
 class RealBlurPairs:
     """RealBlur (Rim et al., ECCV 2020): `RealBlur_{J,R}_{train,test}_list.txt` beside the folders they name.
 
@@ -131,6 +107,16 @@ class RealBlurPairs:
                 file=path,
                 fix="Choose --split train or test and --blur J or R; the lists come with the data set",
             )
+        refs = self._listed(path)
+        if not refs:
+            raise InputError("an empty list", file=path)
+        lists = (self.root / f"RealBlur_{self.subset}_{split}_list.txt" for split in SPLITS)
+        others = [other for other in lists if other != path and other.is_file()]
+        scenes = {ref.scene for other in others for ref in self._listed(other)}
+        refuse_shared({ref.scene for ref in refs}, scenes, what="scenes", file=path)
+        return checked(refs, file=path)
+
+    def _listed(self, path: Path) -> list[PairRef]:
         refs = []
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             if not line.strip():
@@ -142,9 +128,7 @@ class RealBlurPairs:
             gt, lq = (self.root / column for column in columns[:2])
             scene = lq.parent.parent.name
             refs.append(PairRef(key=f"{scene}/{lq.stem}", scene=scene, lq=lq, gt=gt))
-        if not refs:
-            raise InputError("an empty list", file=path)
-        return checked(refs, file=path)
+        return refs
 
 
 def realblur_subset(root: Path, blur: str | None) -> str | None:

@@ -9,13 +9,13 @@ from nafnet_core import InputError
 from pipelines.sources.base import Source
 from pipelines.sources.datasets import (
     GoProPairs,
-    HidePairs,
     RealBlurPairs,
     RedsPairs,
     is_reds,
     realblur_subset,
 )
 from pipelines.sources.folders import FolderPairs
+from pipelines.sources.hide import HidePairs, is_hide
 from pipelines.sources.lists import LIST_SUFFIXES, ListedPairs
 from pipelines.sources.lmdbs import LmdbPairs, is_lmdb
 
@@ -47,7 +47,7 @@ def find_source(root: Path, *, split: str, lq_name: str = "{}", blur: str | None
         return GoProPairs(root=root, split=split, blur=blur)
     if is_reds(root, split):
         return RedsPairs(root=root, split=split, blur=blur)
-    if (root / "GT").is_dir() and (root / split).is_dir():
+    if is_hide(root, split):
         return HidePairs(root=root, split=split)
     for folder in (root, root / split):
         sides = [_first_folder(folder, names) for names in (_LQ_NAMES, _GT_NAMES)]

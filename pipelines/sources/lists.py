@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nafnet_core import InputError
-from pipelines.sources.base import PairRef, checked
+from pipelines.sources.base import PairRef, checked, refuse_shared
 
 LIST_SUFFIXES = (".csv", ".jsonl")
 _COLUMNS = ("lq", "gt", "scene", "split", "key")
@@ -21,7 +21,8 @@ class ListedPairs:
     """A CSV file with a header, or JSON lines: `lq` and `gt`, and if need be `scene`, `split` and `key`.
 
     Paths are relative to the list's folder, or absolute. The scene is, if not given, the sharp file's folder;
-    a line with another `split` than the one asked for is left out.
+    a line with another `split` than the one asked for is left out. A sharp file, or a scene that the list
+    names, must not be in two of its splits.
     """
 
     path: Path
@@ -34,6 +35,8 @@ class ListedPairs:
 
     def pairs(self) -> list[PairRef]:
         refs = []
+        named: tuple[set[str], set[str]] = set(), set()  # scenes and sharp files, ours and the other splits'
+        sharp: tuple[set[str], set[str]] = set(), set()
         for number, row in self._rows():
             unknown = sorted(set(row) - set(_COLUMNS))
             if unknown or not row.get("lq") or not row.get("gt"):
@@ -43,13 +46,19 @@ class ListedPairs:
                     expected="lq and gt, if need be scene, split and key",
                     got=unknown or row,
                 )
-            if row.get("split", "") not in ("", self.split):
-                continue
             lq, gt = (self.path.parent / row[side] for side in ("lq", "gt"))
+            is_other = row.get("split", "") not in ("", self.split)
+            if row.get("split"):
+                sharp[is_other].add(str(gt))
+                named[is_other].update([row["scene"]] if row.get("scene") else [])
+            if is_other:
+                continue
             key = row.get("key") or Path(row["lq"]).with_suffix("").as_posix().lstrip("/")
             refs.append(PairRef(key=key, scene=row.get("scene") or str(gt.parent), lq=lq, gt=gt))
         if not refs:
             raise InputError(f"no pairs of split {self.split} in this list", file=self.path)
+        refuse_shared(*named, what="scenes", file=self.path)
+        refuse_shared(*sharp, what="sharp images", file=self.path)
         return checked(refs, file=self.path)
 
     def _rows(self) -> Iterator[tuple[int, dict[str, str]]]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import lmdb
-import numpy as np
-from numpy.typing import NDArray
 
 from nafnet_core import InputError
-from pipelines.png import decode_png
+from pipelines.images import MAX_MEGAPIXELS, Photo, read_photo
 from pipelines.sources.base import PairRef
 
 META = "meta_info.txt"
 _PICKLE_MAGIC = b"\x80"
+_OPENING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +30,25 @@ class LmdbImage:
     def __str__(self) -> str:
         return f"{self.path}#{self.key}"
 
-    def read_rgb_u8(self) -> NDArray[np.uint8]:
-        """Decode to (H, W, 3) uint8 RGB. Raises `InputError` where it is missing or no image."""
+    def read_photo(self, *, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
+        """Decode it. Raises `InputError` where it is missing, no image, or damaged."""
         with opened_lmdb(self.path).begin(buffers=True) as transaction:
             value = transaction.get(self.key.encode())
             if value is None:
                 raise InputError("listed, but not in the LMDB", file=str(self))
             refuse_pickle(value, self.path)
-            try:
-                return decode_png(value)
-            except ValueError as error:
-                raise InputError("a damaged image", file=str(self), got=f"{len(value)} bytes") from error
+            return read_photo(bytes(value), name=str(self), max_megapixels=max_megapixels)
+
+    def size_bytes(self) -> int:
+        """Length of the value, -1 where it is missing."""
+        with opened_lmdb(self.path).begin(buffers=True) as transaction:
+            value = transaction.get(self.key.encode())
+            return -1 if value is None else len(value)
+
+    def read_bytes(self, start: int, count: int) -> bytes:
+        """A part of the value."""
+        with opened_lmdb(self.path).begin(buffers=True) as transaction:
+            return bytes(transaction.get(self.key.encode(), b"")[start : start + count])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +116,14 @@ def refuse_pickle(value: bytes | memoryview, root: Path) -> None:
         )
 
 
-@lru_cache(maxsize=8)
 def opened_lmdb(root: Path) -> lmdb.Environment:
-    """Open once a process, which is all that LMDB allows."""
+    """Open once a process, which is all that LMDB allows; threads that come together wait for the first."""
+    with _OPENING:
+        return _open(root)
+
+
+@lru_cache(maxsize=8)
+def _open(root: Path) -> lmdb.Environment:
     try:
         return lmdb.open(str(root), readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:

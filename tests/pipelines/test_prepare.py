@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pipelines.images import read_rgb_u8
 from pipelines.png import encode_png
 from pipelines.prepare import PrepareConfig
 from pipelines.sources import FolderPairs
-from pipelines.store import MANIFEST, QUARANTINE, PairStore
+from pipelines.store import MANIFEST, PROGRESS, QUARANTINE, SCENES, SUSPECTS, PairStore
 from tests.pipelines.pairs import blurred, make_store, piece, write_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -287,6 +288,38 @@ def test_nothing_written_yet_is_no_store_to_protect(source: FolderPairs, tmp_pat
     assert result.manifest.digest == make_store(source, tmp_path / "whole").digest
 
 
+_HOLDING_JOB = """
+import sys, time
+from pathlib import Path
+from pipelines.files import locked
+
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_run_at_a_time_and_no_lock_outlives_its_holder(source: FolderPairs, tmp_path: Path) -> None:
+    lock = tmp_path / "store" / PROGRESS / "lock"
+    arguments = [sys.executable, "-c", _HOLDING_JOB, str(lock)]
+    job = subprocess.Popen(
+        arguments, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+    try:
+        assert job.stdout is not None and job.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another run is at work") as caught:
+            make_store(source, tmp_path / "store")
+        assert caught.value.exit_code == 2
+        assert not list((tmp_path / "store").glob("shard-*"))
+    finally:
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+        assert job.stdout is not None
+        job.stdout.close()
+    assert lock.exists()
+    assert make_store(source, tmp_path / "store").digest == make_store(source, tmp_path / "whole").digest
+
+
 _HANGING_JOB = """
 import sys, time
 from pathlib import Path
@@ -297,11 +330,11 @@ from tests.pipelines.test_prepare import config_for
 pairs, out, format = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 read = prepare._read_pair
 
-def hang_at_the_fourth(ref, crop_px):
+def hang_at_the_fourth(ref, config):
     if ref.key == "s1/3":
         (out / "hanging").touch()
         time.sleep(600)
-    return read(ref, crop_px)
+    return read(ref, config)
 
 prepare._read_pair = hang_at_the_fourth
 source = FolderPairs(lq_dir=pairs / "blur", gt_dir=pairs / "sharp")
@@ -314,6 +347,9 @@ prepare.run(source, source.pairs(), config_for(out, format=format))
 def test_killed_job_goes_on(source: FolderPairs, tmp_path: Path, format: Any) -> None:
     # Killed in the middle of the second shard, with no chance to clean up.
     out = tmp_path / "store"
+    refs = source.pairs()
+    truncate(refs[0].lq)
+    shutil.copy(refs[1].gt, refs[1].lq)  # suspect
     arguments = [sys.executable, "-c", _HANGING_JOB, str(source.lq_dir.parent), str(out), format]
     job = subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
@@ -321,6 +357,9 @@ def test_killed_job_goes_on(source: FolderPairs, tmp_path: Path, format: Any) ->
         while not (out / "hanging").exists():
             assert job.poll() is None and time.monotonic() < deadline, "the job did not get that far"
             time.sleep(0.05)
+        # While it is at it nobody else may be.
+        with pytest.raises(InputError, match="another run is at work in this folder: .*store'.*Wait for it"):
+            make_store(source, out, format=format)
     finally:
         job.send_signal(signal.SIGKILL)
         job.wait()
@@ -331,6 +370,8 @@ def test_killed_job_goes_on(source: FolderPairs, tmp_path: Path, format: Any) ->
     store = make_store(source, out, format=format)
     whole = make_store(source, tmp_path / "whole", format=format)
     assert store.digest == whole.digest
+    for name in (QUARANTINE, SUSPECTS, SCENES):
+        assert (out / name).read_text() == (whole.root / name).read_text() != ""
     # Half a shard would lie there for ever.
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.root.iterdir()}
 

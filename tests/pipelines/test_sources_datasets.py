@@ -74,6 +74,77 @@ def test_hide(tmp_path: Path) -> None:
     assert "1 images are listed and not there" in message(test)
 
 
+def test_hide_with_lists_of_its_parts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["1fromGOPR0950", "20fromGOPR0950", "3fromGOPR0999", "4fromGOPR1000", "5fromGOPR1000"]
+    for name in names:
+        touch(tmp_path, f"blurred/{name}.png", f"GT/{name}.png")
+    (tmp_path / "train.txt").write_text("blurred/1fromGOPR0950.png\n\n20fromGOPR0950.png 12 34 56 78\n")
+    (tmp_path / "test-close-ups.txt").write_text("3fromGOPR0999\n")
+    (tmp_path / "test-long-shot.txt").write_text("test/test-long-shot/4fromGOPR1000.png\n")
+    train, test = (find_source(tmp_path, split=split) for split in ("train", "test"))
+    assert isinstance(train, HidePairs) and isinstance(test, HidePairs)
+    assert [ref.key for ref in train.pairs()] == names[:2]
+    assert listed(test.pairs(), tmp_path)[1] == (
+        "4fromGOPR1000",
+        "GOPR1000",
+        "blurred/4fromGOPR1000.png",
+        "GT/4fromGOPR1000.png",
+    )
+    (tmp_path / "test.txt").write_text("5fromGOPR1000.png\n")  # of the whole, where there is one
+    assert [ref.key for ref in test.pairs()] == names[4:]
+    assert not caplog.records
+    (tmp_path / "train.txt").write_text("1fromGOPR0950.png\n4fromGOPR1000.png\n")
+    assert len(train.pairs()) == 2
+    assert "1 videos of HIDE are in train and in another split: GOPR1000" in caplog.text
+    (tmp_path / "train.txt").write_text("1fromGOPR0950.png\n5fromGOPR1000.png\n")
+    assert "1 images are in this split and in another one" in message(train)
+    (tmp_path / "train.txt").write_text("99fromGOPR0950.png\n")
+    assert "2 images are listed and not there" in message(train)  # the blurred one and its sharp one
+
+
+# A scene on both sides
+
+
+def test_gopro_sequence_on_both_sides_is_refused(tmp_path: Path) -> None:
+    for split, sequence in (("train", "A"), ("train", "B"), ("test", "B")):
+        touch(tmp_path, *(f"{split}/{sequence}/{side}/1.png" for side in ("blur", "sharp")))
+    for split in ("train", "test"):
+        text = message(find_source(tmp_path, split=split))
+        assert "1 sequences are in this split and in another one" in text and "got B" in text
+
+
+def test_reds_counts_the_sequences_of_each_part_anew(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        touch(tmp_path, *(f"{split}_{side}/000/00000000.png" for side in ("blur", "sharp")))
+    assert len(find_source(tmp_path, split="train").pairs()) == 1
+
+
+def test_realblur_scene_on_both_sides_is_refused(tmp_path: Path) -> None:
+    realblur(tmp_path)
+    train, test = (tmp_path / f"RealBlur_J_{split}_list.txt" for split in ("train", "test"))
+    assert find_source(tmp_path, split="train").pairs()
+    test.write_text(test.read_text() + "\n" + train.read_text().split("\n")[0])
+    text = message(find_source(tmp_path, split="test"))
+    assert "1 scenes are in this split and in another one" in text and "scene001" in text
+
+
+def test_list_with_a_scene_or_a_sharp_file_on_both_sides_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{side}/{n}.png" for side in ("b", "s") for n in range(3)))
+    path = tmp_path / "list.csv"
+    lines = ["b/0.png,s/0.png,train,x", "b/1.png,s/1.png,test,y", "b/2.png,s/2.png,,x"]
+
+    def write(*rows: str) -> ListedPairs:
+        path.write_text("\n".join(["lq,gt,split,scene", *rows]))
+        return ListedPairs(path=path, split="train")
+
+    assert len(write(*lines).pairs()) == 2
+    assert "1 scenes are in this split" in message(write(*lines, "b/2.png,s/2.png,test,x"))
+    assert "1 sharp images are in this split" in message(write(*lines, "b/2.png,s/0.png,test,z"))
+    # One folder for all is no scene that anybody named.
+    path.write_text("lq,gt,split\nb/0.png,s/0.png,train\nb/1.png,s/1.png,test\n")
+    assert len(ListedPairs(path=path, split="train").pairs()) == 1
+
+
 # RealBlur
 
 

@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import lmdb
 import numpy as np
 import pytest
@@ -16,7 +21,7 @@ from pipelines.prepare import PrepareConfig, run
 from pipelines.sources import FolderPairs, LmdbPairs, two_sides
 from pipelines.sources.lmdbs import LmdbImage
 from pipelines.store import PairStore
-from tests.pipelines.pairs import write_pairs
+from tests.pipelines.pairs import piece, write_pairs
 
 KEYS = ["GOPR0372-000047_s001", "GOPR0372-000047_s002", "000/00000001"]
 
@@ -95,11 +100,7 @@ def test_damaged_pair_goes_to_quarantine(source: LmdbPairs, tmp_path: Path) -> N
     result = run(damaged, damaged.pairs(), config)
     assert result.manifest.num_pairs == 2
     row = json.loads((tmp_path / "store" / "quarantine.jsonl").read_text())
-    assert (
-        row["key"] == KEYS[1]
-        and "a damaged image" in row["reason"]
-        and f"lq2.lmdb#{KEYS[1]}" in row["reason"]
-    )
+    assert row["key"] == KEYS[1] and "damaged" in row["reason"] and f"lq2.lmdb#{KEYS[1]}" in row["reason"]
 
 
 @pytest.mark.parametrize("meta", [True, False])
@@ -121,7 +122,7 @@ def test_bad_lmdbs_are_one_line_each(source: LmdbPairs, tmp_path: Path) -> None:
     with (fewer / "meta_info.txt").open("a") as file:
         file.write(f"{KEYS[2]}.png (8,8,3) 1\n")
     with pytest.raises(InputError, match=r"listed, but not in the LMDB: .*b\.lmdb#000/00000001"):
-        LmdbImage(fewer, KEYS[2]).read_rgb_u8()
+        LmdbImage(fewer, KEYS[2]).read_photo()
     other = write_lmdb(tmp_path / "c.lmdb", dict.fromkeys(KEYS, png))
     assert "differ in size" in message(LmdbPairs(lq_dir=other, gt_dir=source.gt_dir))
     (other / "meta_info.txt").write_text("\n")
@@ -131,3 +132,34 @@ def test_bad_lmdbs_are_one_line_each(source: LmdbPairs, tmp_path: Path) -> None:
     (broken / "data.mdb").write_bytes(b"no data base")
     (broken / "meta_info.txt").write_text("".join(f"{key}.png (8,8,3) 1\n" for key in KEYS))
     assert "not an LMDB" in message(LmdbPairs(lq_dir=broken, gt_dir=source.gt_dir))
+
+
+def test_values_are_held_to_what_files_are(source: LmdbPairs, tmp_path: Path) -> None:
+    png = encode_png(piece(0))
+    absurd = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+    absurd += png_chunk(b"IDAT", bytes(100))
+    deep = cv2.imencode(".png", np.full((72, 96, 3), 257 * 200, np.uint16))[1].tobytes()
+    root = write_lmdb(tmp_path / "a.lmdb", dict(zip(KEYS, (png[:-200], absurd, deep), strict=True)))
+    for key, words in ((KEYS[0], "damaged or truncated"), (KEYS[1], "absurd dimensions")):
+        with pytest.raises(InputError, match=words) as caught:
+            LmdbImage(root, key).read_photo()
+        assert f"a.lmdb#{key}" in str(caught.value)
+    assert (LmdbImage(root, KEYS[2]).read_photo().rgb_hwc_u8() == 200).all()
+    with pytest.raises(InputError, match=r"absurd dimensions: .*at most 0.001 megapixels, got 96×72"):
+        LmdbImage(root, KEYS[2]).read_photo(max_megapixels=0.001)
+
+
+def test_threads_that_come_together_open_it_once(source: LmdbPairs) -> None:
+    barrier = threading.Barrier(8)
+
+    def size(_: int) -> int:
+        barrier.wait()
+        return LmdbImage(source.lq_dir, KEYS[0]).size_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(size, range(8)))) == 1
+    assert LmdbImage(source.lq_dir, "none").size_bytes() == -1
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

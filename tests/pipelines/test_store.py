@@ -18,7 +18,9 @@ from pipelines.sources import FolderPairs
 from pipelines.store import (
     MANIFEST,
     QUARANTINE,
+    SCENES,
     SCHEMA_VERSION,
+    SUSPECTS,
     Pair,
     PairStore,
     digest_of,
@@ -156,7 +158,7 @@ def test_manifest_tells_the_truth(each_store: PairStore) -> None:
         assert shard.bytes == len(content)
         assert shard.sha256 == hashlib.sha256(content).hexdigest()
     files = {path.name for path in each_store.root.iterdir()}
-    assert files == {MANIFEST, QUARANTINE, *(shard.file for shard in manifest.shards)}
+    assert files == {MANIFEST, QUARANTINE, SUSPECTS, SCENES, *(shard.file for shard in manifest.shards)}
 
 
 def test_parquet_is_read_by_other_tools(store: PairStore) -> None:
