@@ -27,8 +27,9 @@ from pipelines.files import make_folder, write_json
 from pipelines.models import LoadedModel
 from pipelines.pictures import before_after, scored_panels
 from pipelines.scoring import ImageScore, Protocol, score_image
+from pipelines.shards import Pair
 from pipelines.sources import PairRef, find_source, two_sides
-from pipelines.store import MANIFEST, PROGRESS, Pair, PairStore, digest_of
+from pipelines.store import MANIFEST, PROGRESS, PairStore, digest_of
 from pipelines.workspace import Workspace
 
 SCHEMA_VERSION = 1

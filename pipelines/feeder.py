@@ -36,6 +36,7 @@ from cluster.connect import quiet_data_context
 from nafnet_core import NAFNetError
 from pipelines.ingest import PatchBatch, Span, read_patches, slice_numbers
 from pipelines.plan import SamplePlan, rank_slice
+from pipelines.shard_cache import DEFAULT_CACHE_GIB
 from pipelines.store import PairStore
 
 log = logging.getLogger(__name__)
@@ -52,13 +53,14 @@ _DEATHS = (ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedEr
 
 def ray_batches(
     plan: SamplePlan,
-    roots: Sequence[Path],
+    roots: Sequence[Path | str],
     span: Span,
     *,
     rank: int,
     world_size: int,
     num_readers: int,
     reader_cpus: float,
+    cache_gib: float = DEFAULT_CACHE_GIB,
 ) -> Iterator[PatchBatch]:
     """Batches of one rank over one span, in order, read by `num_readers` Ray actors.
 
@@ -75,6 +77,7 @@ def ray_batches(
         num_readers=num_readers,
         reader_cpus=reader_cpus,
         block_bytes=_block_bytes(world_size),
+        cache_gib=cache_gib,
     )
     restarts = 0
     while reading.first < span.num_batches:
@@ -107,7 +110,7 @@ class Reading:
     """What one rank reads, by how many, in what pieces."""
 
     plan: SamplePlan
-    roots: tuple[Path, ...]
+    roots: tuple[Path | str, ...]
     span: Span
     part: tuple[int, int]
     """The rank's slice of each global batch."""
@@ -116,6 +119,7 @@ class Reading:
     num_readers: int
     reader_cpus: float
     block_bytes: int
+    cache_gib: float
 
     def turns_of(self, reader: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Numbers of a reader's blocks, every `num_readers`-th, and of the batches in each.
@@ -228,7 +232,7 @@ class Reader:
 
     def __init__(self, reading: Reading, feeder: ActorHandle) -> None:
         self._reading, self._feeder = reading, feeder
-        self._stores = [PairStore(root) for root in reading.roots]
+        self._stores = [PairStore(root, cache_gib=reading.cache_gib) for root in reading.roots]
 
     def __call__(self, row: dict[str, NDArray[np.int64]]) -> Iterator[dict[str, Any]]:
         """Number of a reader → its blocks, a row each, for as long as the reading lasts."""

@@ -27,8 +27,9 @@ from ray.data.datasource import Datasource, ReadTask
 
 from nafnet_core import InputError
 from pipelines.png import decode_png
+from pipelines.shards import LmdbShard, shard_errors
 from pipelines.sources.lmdbs import META, LmdbImage, LmdbPairs, is_lmdb, opened_lmdb, refuse_pickle
-from pipelines.store import LmdbShard, Manifest, opened_store, read_manifest, shard_errors
+from pipelines.store import Manifest, opened_store, read_manifest
 
 _SIDES = (b"lq", b"gt")
 # What a PNG of a photo takes of its pixels: only for planning, where sizes are not listed.

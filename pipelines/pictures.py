@@ -15,7 +15,7 @@ from pipelines.png import encode_png
 
 if TYPE_CHECKING:
     from pipelines.scoring import ImageScore
-    from pipelines.store import Pair
+    from pipelines.shards import Pair
     from pipelines.tracking import Row
 
 _LABEL_PX, _GAP_PX = 28, 6

@@ -29,6 +29,7 @@ from pipelines.files import locked, make_folder, write_json, write_json_lines
 from pipelines.images import MAX_MEGAPIXELS
 from pipelines.scenes import SceneList
 from pipelines.screening import Findings, Row
+from pipelines.shards import Codec, Format, Pair, write_shard
 from pipelines.sources import PairRef, Source
 from pipelines.store import (
     MANIFEST,
@@ -37,13 +38,9 @@ from pipelines.store import (
     SCENES,
     SCHEMA_VERSION,
     SUSPECTS,
-    Codec,
-    Format,
     Manifest,
-    Pair,
     ShardInfo,
     shard_info,
-    write_shard,
 )
 
 _LOCK = "lock"

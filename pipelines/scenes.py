@@ -7,6 +7,7 @@ as a JSON string. Both ways the list is gone through line by line: millions of n
 from __future__ import annotations
 
 import heapq
+import io
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from pipelines.files import written_aside
+from pipelines.storage import LocalFolder, folder
 from pipelines.store import SCENES, read_manifest
 
 _NAMES_IN_MEMORY = 200_000
@@ -52,13 +54,17 @@ class SceneList:
         return count
 
 
-def scenes_of(root: Path) -> Iterator[str] | None:
+def scenes_of(root: Path | str) -> Iterator[str] | None:
     """Scenes of the store at `root`, sorted; None where it was made before they were listed."""
-    path = root / SCENES
-    return _names_in(path) if path.is_file() else None
+    place = folder(root)
+    if place.size(SCENES) is None:
+        return None
+    if isinstance(place, LocalFolder):
+        return _names_in(place.path / SCENES)
+    return map(_name, io.StringIO(place.read(SCENES).decode(), newline="\n"))
 
 
-def shared_scenes(root: Path, other: Path) -> tuple[int, str]:
+def shared_scenes(root: Path | str, other: Path | str) -> tuple[int, str]:
     """How many scenes of the one store the other one has too, and the first of them.
 
     0 where either store has no list, and for two parts of REDS, each of which counts its sequences from 000.
@@ -75,7 +81,7 @@ def shared_scenes(root: Path, other: Path) -> tuple[int, str]:
     return count, first
 
 
-def _are_parts_of_reds(root: Path, other: Path) -> bool:
+def _are_parts_of_reds(root: Path | str, other: Path | str) -> bool:
     one, two = read_manifest(root), read_manifest(other)
     splits = (manifest.adapter_options.get("split") for manifest in (one, two))
     return one.adapter == two.adapter == "reds" and len(set(splits)) == 2

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nafnet_core import InputError
+from pipelines.shards import Pair
 from pipelines.sources import PairRef
-from pipelines.store import Pair
 
 Row = dict[str, Any]
 """A pair in quarantine.jsonl or suspects.jsonl: key, lq, gt, reason, and figures where there are any."""

@@ -20,8 +20,8 @@ from pipelines.storage import RemoteFolder
 
 log = logging.getLogger(__name__)
 
-FOLDER_VARIABLE, SIZE_VARIABLE = "NAFNET_CACHE", "NAFNET_CACHE_GIB"
-_DEFAULT_GIB = 64.0
+FOLDER_VARIABLE = "NAFNET_CACHE"
+DEFAULT_CACHE_GIB = 64.0
 _GIB = 2**30
 
 
@@ -34,7 +34,7 @@ class ShardCache:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "checked").mkdir(parents=True, exist_ok=True)
 
     def checked(self, path: Path, *, size: int, digest: str) -> Path:
         """A local shard, its SHA-256 compared once for each state of the file.
@@ -46,14 +46,11 @@ class ShardCache:
         if state.st_size != size:
             raise DamagedShardError(f"{state.st_size} bytes instead of {size}")
         identity = f"{path.absolute()} {state.st_ino} {state.st_mtime_ns} {size} {digest}"
-        note = self._folder / f"{hashlib.sha256(identity.encode()).hexdigest()}.checked"
-        if note.exists():
-            return path
-        with self._lock(note.name):
-            if not note.exists():
-                if (got := sha256(path)) != digest:
-                    raise DamagedShardError(f"SHA-256 {got[:12]}… instead of {digest[:12]}…")
-                note.touch()
+        note = self._folder / "checked" / hashlib.sha256(identity.encode()).hexdigest()
+        if not note.exists():
+            if (got := sha256(path)) != digest:
+                raise DamagedShardError(f"SHA-256 {got[:12]}… instead of {digest[:12]}…")
+            note.touch()
         return path
 
     def fetched(self, source: RemoteFolder, name: str, *, size: int, digest: str) -> Path:
@@ -99,19 +96,16 @@ class ShardCache:
             yield
 
 
-def node_cache() -> ShardCache:
-    """The cache that the environment names: `NAFNET_CACHE`, of up to `NAFNET_CACHE_GIB`.
+def node_cache(max_gib: float = DEFAULT_CACHE_GIB) -> ShardCache:
+    """The cache of this node: the folder that `NAFNET_CACHE` names, else `~/.cache/nafnet/shards`.
 
     Raises:
-        InputError: the folder cannot be made, or the size is no number.
+        InputError: the folder cannot be made.
     """
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(os.environ.get(FOLDER_VARIABLE) or Path(base) / "nafnet" / "shards")
-    text = os.environ.get(SIZE_VARIABLE, str(_DEFAULT_GIB))
     try:
-        return ShardCache(folder, int(float(text) * _GIB))
-    except ValueError as error:
-        raise InputError(f"not a size: {SIZE_VARIABLE}", expected="a number of GiB", got=text) from error
+        return ShardCache(folder, int(max_gib * _GIB))
     except OSError as error:
         raise InputError(
             "the cache of shards cannot be made",

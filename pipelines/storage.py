@@ -3,8 +3,9 @@
     place = folder("s3://bucket/stores/gopro")      # any URL that pyarrow or fsspec knows; a path is a path
     place.read("manifest.json")
 
-Credentials and end points come from where the file system's own tools look: `AWS_PROFILE`, `AWS_ENDPOINT_URL`,
-or the URL's query (`s3://bucket/x?region=eu-west-1`). A server that fails for a while is asked again.
+Credentials and end points come from where the file system's own tools look (`AWS_PROFILE`,
+`AWS_ENDPOINT_URL`), or from the URL's query (`s3://bucket/x?region=eu-west-1`). A server that fails for a
+while is asked again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import logging
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,11 +49,60 @@ def absolute(place: str | os.PathLike[str]) -> str:
     return text.rstrip("/") if is_url(text) else str(Path(text).absolute())
 
 
+def folder(place: str | os.PathLike[str]) -> LocalFolder | RemoteFolder:
+    """The folder at a path or URL; it need not be there."""
+    return RemoteFolder(absolute(place)) if is_url(place) else LocalFolder(Path(place))
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder:
+    """A folder on a disk that every worker sees. Files appear whole or not at all."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self, name: str) -> bytes:
+        """Whole content of a small file. Raises `OSError`."""
+        return (self.path / name).read_bytes()
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        path = self.path / name
+        return path.stat().st_size if path.is_file() else None
+
+    def names(self) -> list[str]:
+        """Files right in this folder, sorted; none where there is no such folder."""
+        return sorted(path.name for path in self.path.glob("*") if path.is_file())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file."""
+        with written_aside(self.path / name) as temporary:
+            temporary.write_bytes(content)
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copy a file there."""
+        with written_aside(self.path / name) as temporary:
+            shutil.copyfile(source, temporary)
+
+    def remove(self) -> None:
+        """Delete the folder and all in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def below(self, name: str) -> LocalFolder:
+        """A folder in this one."""
+        return LocalFolder(self.path / name)
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteFolder:
     """A folder behind a URL. Files appear whole or not at all, as object stores have it."""
 
     url: str
+
+    def __str__(self) -> str:
+        return self.url
 
     def read(self, name: str) -> bytes:
         """Whole content of a small file. Raises `FileNotFoundError`, or `CapabilityError`."""
@@ -129,6 +180,21 @@ class RemoteFolder:
                 stream.write(content)
 
         self._patiently(name, write)
+
+    def remove(self) -> None:
+        """Delete the folder and all in it. Raises `CapabilityError`."""
+
+        def remove() -> None:
+            filesystem, path = self._at()
+            if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+                filesystem.delete_dir(path)
+
+        self._patiently("", remove)
+
+    def below(self, name: str) -> RemoteFolder:
+        """A folder in this one."""
+        base, question, query = self.url.partition("?")
+        return RemoteFolder(f"{base}/{name}{question}{query}")
 
     def _at(self, name: str = "") -> tuple[pafs.FileSystem, str]:
         filesystem, path = _filesystem(self.url)

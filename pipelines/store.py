@@ -16,41 +16,24 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import lmdb
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nafnet_core import InputError
-from pipelines.files import sha256, written_aside
-from pipelines.png import decode_png, decode_png_window, encode_png
+from pipelines.files import sha256
+from pipelines.shard_cache import DEFAULT_CACHE_GIB, node_cache
+from pipelines.shards import Codec, Format, Pair, Shard, open_shard, shard_errors
+from pipelines.storage import LocalFolder, folder, is_url
 
 SCHEMA_VERSION = 1
 MANIFEST, QUARANTINE, SUSPECTS, SCENES = "manifest.json", "quarantine.jsonl", "suspects.jsonl", "scenes.txt"
 PROGRESS = ".progress"  # notes of `prepare`, while it is at it
-Format = Literal["parquet", "lmdb"]
-Codec = Literal["png", "raw"]
-_INDEX_KEY = b"index"
-_LMDB_START_BYTES = 64 * 2**20
-_COLUMNS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("scene", pa.string()),
-        ("height_px", pa.int32()),
-        ("width_px", pa.int32()),
-        ("lq", pa.large_binary()),
-        ("gt", pa.large_binary()),
-    ]
-)
 
 
 class _Record(BaseModel):
@@ -92,48 +75,9 @@ class Manifest(_Record):
     licence: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
-    """One pair; `lq` and `gt` are (H, W, 3) uint8 RGB of the same size."""
-
-    key: str
-    scene: str
-    lq: NDArray[np.uint8]
-    gt: NDArray[np.uint8]
-
-    def digest(self) -> bytes:
-        """SHA-256 over key, shape and both images' pixels."""
-        state = hashlib.sha256(json.dumps([self.key, self.scene, *self.lq.shape]).encode())
-        state.update(np.ascontiguousarray(self.lq))
-        state.update(np.ascontiguousarray(self.gt))
-        return state.digest()
-
-
 def digest_of(pair_digests: bytes | bytearray) -> str:
     """Digest of a data set from its pairs' digests, one after the other in order."""
     return hashlib.sha256(pair_digests).hexdigest()
-
-
-def write_shard(path: Path, pairs: Iterable[Pair], *, format: Format, codec: Codec) -> tuple[int, bytes, int]:
-    """Write one shard, whole or not at all.
-
-    Returns:
-        Number of pairs, their digests one after the other, and the shortest side in px (0 where empty).
-    """
-    digests, sides = bytearray(), []
-
-    def counted() -> Iterator[Pair]:
-        for pair in pairs:
-            digests.extend(pair.digest())
-            sides.append(min(pair.lq.shape[:2]))
-            yield pair
-
-    with written_aside(path) as temporary:
-        if format == "parquet":
-            _write_parquet(temporary, counted())
-        else:
-            _write_lmdb(temporary, counted(), codec)
-    return len(sides), bytes(digests), min(sides, default=0)
 
 
 def shard_info(path: Path, num_pairs: int) -> ShardInfo:
@@ -144,16 +88,21 @@ def shard_info(path: Path, num_pairs: int) -> ShardInfo:
 class PairStore:
     """A store opened for reading. Shards are opened on first use and kept open; one object a process."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, cache_gib: float = DEFAULT_CACHE_GIB) -> None:
         """Read the manifest only.
+
+        Args:
+            root: folder or URL.
+            cache_gib: bound of this node's cache, where shards of a URL are kept.
 
         Raises:
             InputError: no store there, an unfinished one, or one of another schema version.
         """
-        self.root = Path(root)
-        self.manifest = read_manifest(self.root)
+        self.root = root if is_url(root) else Path(root)
+        self.manifest = read_manifest(root)
+        self._cache = node_cache(cache_gib)
         self._ends = list(accumulate(shard.pairs for shard in self.manifest.shards))
-        self._open: dict[int, _Shard] = {}
+        self._open: dict[int, Shard] = {}
 
     def __len__(self) -> int:
         return self.manifest.num_pairs
@@ -198,22 +147,37 @@ class PairStore:
         shard, row = self.locate(index)
         return shard.rows[row].scene
 
-    def locate(self, index: int) -> tuple[_Shard, int]:
+    def locate(self, index: int) -> tuple[Shard, int]:
         """Shard that holds a pair, opened, and the pair's row in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect_right(self._ends, index)
         if number not in self._open:
-            path = self.root / self.manifest.shards[number].file
-            kind = _ParquetShard if self.manifest.format == "parquet" else LmdbShard
+            # Checked before: reading beyond the end of a memory-mapped file kills the process (SIGBUS).
+            path = self.at_hand(number)
             with shard_errors(path):
-                expected = self.manifest.shards[number].bytes
-                # Reading beyond the end of a memory-mapped file kills the process (SIGBUS).
-                if (size := path.stat().st_size) != expected:
-                    raise ValueError(f"{size} bytes instead of {expected}")
-                self._open[number] = kind(path, self.manifest.codec)
+                self._open[number] = open_shard(path, self.manifest.format, self.manifest.codec)
         start = self._ends[number] - self.manifest.shards[number].pairs
         return self._open[number], index - start
+
+    def at_hand(self, number: int) -> Path:
+        """A shard's file on this node, its content checked; fetched first if the store is remote.
+
+        Raises:
+            InputError: it is missing or damaged.
+            CapabilityError: the storage does not answer.
+        """
+        info, place = self.manifest.shards[number], folder(self.root)
+        with shard_errors(f"{place}/{info.file}"):
+            if isinstance(place, LocalFolder):
+                return self._cache.checked(place.path / info.file, size=info.bytes, digest=info.sha256)
+            return self._cache.fetched(place, info.file, size=info.bytes, digest=info.sha256)
+
+    def shards_of(self, pairs: NDArray[np.int64]) -> list[int]:
+        """Numbers of the shards that hold these pairs, in the order in which they are first met."""
+        numbers = np.searchsorted(self._ends, pairs, side="right")
+        values, firsts = np.unique(numbers, return_index=True)
+        return values[np.argsort(firsts)].tolist()
 
 
 @lru_cache(maxsize=64)
@@ -222,13 +186,13 @@ def opened_store(root: Path) -> PairStore:
     return PairStore(root)
 
 
-def read_manifest(root: Path) -> Manifest:
-    """Read `root/manifest.json`. Raises `InputError` where there is no finished store of this version."""
-    path = root / MANIFEST
-    if not root.is_dir():
+def read_manifest(root: str | Path) -> Manifest:
+    """Read a store's manifest. Raises `InputError` where there is no finished store of this version."""
+    place = folder(root)
+    if isinstance(place, LocalFolder) and not place.path.is_dir():
         raise InputError("no such store", file=root, fix="Make one with `nafnet prepare SOURCE --out STORE`")
-    if not path.is_file():
-        if (root / PROGRESS).is_dir():
+    if place.size(MANIFEST) is None:
+        if place.below(PROGRESS).names():
             raise InputError("an unfinished store", file=root, fix="Run the same `nafnet prepare` again")
         raise InputError(
             "not a store",
@@ -236,8 +200,9 @@ def read_manifest(root: Path) -> Manifest:
             expected=MANIFEST,
             fix=f"Make one with `nafnet prepare {root} --out STORE`",
         )
+    path = f"{place}/{MANIFEST}"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(place.read(MANIFEST))
         if content.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
                 "a store of another version",
@@ -249,159 +214,3 @@ def read_manifest(root: Path) -> Manifest:
         return Manifest.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, AttributeError) as error:
         raise InputError("damaged manifest", file=path, got=str(error).splitlines()[0]) from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    key: str
-    scene: str
-    height_px: int
-    width_px: int
-
-
-class _Shard(Protocol):
-    path: Path
-    rows: list[_Row]
-
-    def pair(self, row: int) -> Pair: ...
-
-    def patch(
-        self, row: int, top_share: float, left_share: float, patch_px: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]: ...
-
-
-class _ParquetShard:
-    def __init__(self, path: Path, codec: Codec) -> None:
-        assert codec == "png"
-        self.path = path
-        self._file = pq.ParquetFile(path, memory_map=True)
-        table = self._file.read(columns=["key", "scene", "height_px", "width_px"])
-        self.rows = [_Row(**row) for row in table.to_pylist()]
-
-    def pair(self, row: int) -> Pair:
-        lq, gt = (decode_png(value) for value in self._values(row))
-        return Pair(key=self.rows[row].key, scene=self.rows[row].scene, lq=lq, gt=gt)
-
-    def patch(
-        self, row: int, top_share: float, left_share: float, patch_px: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        window = _window(self.rows[row], top_share, left_share, patch_px)
-        lq, gt = (decode_png_window(value, *window) for value in self._values(row))
-        return lq, gt
-
-    def _values(self, row: int) -> tuple[memoryview, memoryview]:
-        group = self._file.read_row_group(row, columns=["lq", "gt"], use_threads=False)
-        return memoryview(group["lq"][0].as_buffer()), memoryview(group["gt"][0].as_buffer())
-
-
-class LmdbShard:
-    """An LMDB file; what `value` and `image` return is valid inside the transaction of `begin` only."""
-
-    def __init__(self, path: Path, codec: Codec) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(path)
-        self.path = path
-        self._codec = codec
-        # Patches are small and scattered: read-ahead would fetch what nobody wants.
-        self._env = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
-        # One for good: nobody writes here, and views of the memory map are valid as long as it is open.
-        self._transaction = self._env.begin(buffers=True)
-        index = self._transaction.get(_INDEX_KEY)
-        if index is None:
-            raise ValueError("its index is missing")
-        self.rows = [_Row(*row) for row in json.loads(bytes(index))]
-
-    def pair(self, row: int) -> Pair:
-        lq, gt = (self.image(row, side).copy() for side in (b"lq", b"gt"))
-        return Pair(key=self.rows[row].key, scene=self.rows[row].scene, lq=lq, gt=gt)
-
-    def patch(
-        self, row: int, top_share: float, left_share: float, patch_px: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        window = _window(self.rows[row], top_share, left_share, patch_px)
-        if self._codec == "png":
-            lq, gt = (decode_png_window(self.value(row, side), *window) for side in (b"lq", b"gt"))
-        else:
-            lq, gt = (self.image(row, side)[window] for side in (b"lq", b"gt"))
-        return lq, gt
-
-    def value(self, row: int, side: bytes) -> memoryview:
-        """What is stored for one side, `lq` or `gt`, of a pair."""
-        value = self._transaction.get(_lmdb_key(row, side))
-        if value is None:
-            raise ValueError(f"pair {row} is not in it")
-        return value
-
-    def image(self, row: int, side: bytes) -> NDArray[np.uint8]:
-        value = self.value(row, side)
-        if self._codec == "png":
-            return decode_png(value)
-        # A view into the memory map: only the pages that the caller's window touches are read.
-        shape = (self.rows[row].height_px, self.rows[row].width_px, 3)
-        return np.frombuffer(value, np.uint8).reshape(shape)
-
-
-def _window(row: _Row, top_share: float, left_share: float, patch_px: int) -> tuple[slice, slice]:
-    top = int(top_share * (row.height_px - patch_px + 1))
-    left = int(left_share * (row.width_px - patch_px + 1))
-    return slice(top, top + patch_px), slice(left, left + patch_px)
-
-
-def _write_parquet(path: Path, pairs: Iterator[Pair]) -> None:
-    # PNG does not compress again. One row group a pair costs about 1 KiB and makes a pair one read.
-    # Statistics would hold each small PNG twice more, as its own minimum and maximum.
-    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    with pq.ParquetWriter(path, _COLUMNS, **options) as writer:
-        for pair in pairs:
-            height, width = pair.lq.shape[:2]
-            row = (pair.key, pair.scene, height, width, encode_png(pair.lq), encode_png(pair.gt))
-            columns = [pa.array([value], field.type) for value, field in zip(row, _COLUMNS, strict=True)]
-            writer.write_table(pa.Table.from_arrays(columns, schema=_COLUMNS))
-
-
-def _write_lmdb(path: Path, pairs: Iterator[Pair], codec: Codec) -> None:
-    rows = []
-    # Synced once at the end, by `written_aside`: before that nobody can see the file.
-    env = lmdb.open(str(path), subdir=False, map_size=_LMDB_START_BYTES, lock=False, sync=False, meminit=True)
-    try:
-        for row, pair in enumerate(pairs):
-            rows.append([pair.key, pair.scene, *pair.lq.shape[:2]])
-            for side, image in ((b"lq", pair.lq), (b"gt", pair.gt)):
-                value = encode_png(image) if codec == "png" else np.ascontiguousarray(image).tobytes()
-                _put(env, _lmdb_key(row, side), value)
-        _put(env, _INDEX_KEY, json.dumps(rows).encode())
-        env.sync(True)
-    finally:
-        env.close()
-
-
-def _put(env: lmdb.Environment, key: bytes, value: bytes) -> None:
-    while True:
-        try:
-            with env.begin(write=True) as transaction:
-                transaction.put(key, value)
-            return
-        except lmdb.MapFullError:
-            env.set_mapsize(env.info()["map_size"] * 2)
-
-
-def _lmdb_key(row: int, side: bytes) -> bytes:
-    return b"%08d/%s" % (row, side)
-
-
-class shard_errors:  # noqa: N801 - reads as a function where it is used
-    """Turn whatever a damaged shard raises into one line that names it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (lmdb.Error, pa.ArrowException, OSError, ValueError, TypeError)):
-            raise InputError(
-                "a missing or damaged shard",
-                file=self._path,
-                got=str(error).splitlines()[0][:120],
-                fix="Prepare the store again; shards that are whole are kept",
-            ) from error

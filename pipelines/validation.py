@@ -16,7 +16,7 @@ from pipelines.store import PairStore
 
 def validate(
     model: NAFNet,
-    store_root: Path,
+    store_root: Path | str,
     *,
     train_patch_px: int,
     autocast: bool,

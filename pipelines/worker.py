@@ -49,6 +49,7 @@ def worker_main(job: dict[str, Any]) -> None:
             world_size=world_size,
             num_readers=config.scaling.readers_per_worker,
             reader_cpus=config.scaling.reader_cpus,
+            cache_gib=config.data.cache_gib,
         ),
         epoch_samples=plan.epoch_samples,
         store_digests=tuple(job["digests"]),

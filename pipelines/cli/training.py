@@ -82,8 +82,8 @@ def demo(
 @app.command(epilog="Example: nafnet train --config mobile --data store --val test-store --name mine")
 def train(
     config: Annotated[str, typer.Option(help="A shipped recipe's name, or a YAML file.")],
-    data: Annotated[list[Path] | None, typer.Option(help="Store to train on; repeatable.")] = None,
-    val: Annotated[Path | None, typer.Option(help="Store of whole images to validate on.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Store to train on, or its URL; repeatable.")] = None,
+    val: Annotated[str | None, typer.Option(help="Store of whole images to validate on, or its URL.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; the same name goes on with it.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override, as optim.lr=5e-4; repeatable.")

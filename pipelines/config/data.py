@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipelines.config.base import Section
+
+Place = Annotated[str, BeforeValidator(os.fspath)]
+"""A path, or a URL of any file system that pyarrow or fsspec knows."""
 
 
 class StoreSection(Section):
     """One store of a training mixture."""
 
-    path: Path
+    path: Place
     weight: float = Field(1.0, gt=0)
     """Passes over this store in one epoch of the mixture."""
 
@@ -21,10 +25,12 @@ class DataSection(Section):
     """Where pairs come from. Left out in shipped recipes; `--data` and `--val` fill it."""
 
     train: tuple[StoreSection, ...] = ()
-    val: Path | None = None
+    val: Place | None = None
     """Store of whole images to validate on."""
     shuffle_window_pairs: int = Field(65_536, gt=0)
     """Pairs shuffled among one another; a window is a random set of runs of consecutive pairs."""
+    cache_gib: float = Field(64.0, gt=0)
+    """Bound of each node's cache of shards, where a store is a URL. `NAFNET_CACHE` names its folder."""
     augment: bool = True
     """The eight flips and quarter turns."""
     cutblur: float = Field(0.0, ge=0, le=1)

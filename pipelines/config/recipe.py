@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from nafnet_core import InputError
 from pipelines.config.sections import BudgetSection, RunConfig
+from pipelines.storage import absolute
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # For what Pydantic says in words of its own trade.
@@ -84,13 +85,13 @@ def _is_within(key: str, location: str) -> bool:
     return f"{key}.".startswith(f"{location}.") or f"{location}.".startswith(f"{key}.")
 
 
-def with_stores(config: RunConfig, train: Sequence[Path], val: Path | None) -> RunConfig:
+def with_stores(config: RunConfig, train: Sequence[Path | str], val: Path | str | None) -> RunConfig:
     """`config` reading other stores; what is empty or None is left as it is."""
     content = config.model_dump(mode="json")
     if train:
-        content["data"]["train"] = [{"path": str(path.absolute())} for path in train]
+        content["data"]["train"] = [{"path": absolute(place)} for place in train]
     if val:
-        content["data"]["val"] = str(val.absolute())
+        content["data"]["val"] = absolute(val)
     return RunConfig.model_validate(content)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.files import make_folder, written_aside
 from pipelines.inspect.sampling import Sample, psnr_db
-from pipelines.store import Pair
+from pipelines.shards import Pair
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nafnet_core import InputError
 from pipelines.inspect.result import Show
-from pipelines.store import Pair
+from pipelines.shards import Pair
 
 _SEED = 0
 _PERCENTILES = {"median": 50, "p5": 5, "p95": 95}

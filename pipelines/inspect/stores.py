@@ -10,8 +10,9 @@ from pipelines.inspect.drawing import draw_histograms, draw_pairs
 from pipelines.inspect.result import InspectConfig, InspectResult, Show
 from pipelines.inspect.sampling import Read, Sample, measure, spread
 from pipelines.inspect.verification import verify, whole_pairs
+from pipelines.shards import Pair
 from pipelines.sources import Source, find_source
-from pipelines.store import Manifest, Pair, PairStore
+from pipelines.store import Manifest, PairStore
 
 _NUM_PICTURED = 8
 _SPLITS = ("train", "val", "test")

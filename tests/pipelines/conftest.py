@@ -25,6 +25,14 @@ def one_thread() -> Iterator[None]:
     cv2.setNumThreads(before[1])
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Shards of tests are not kept in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAFNET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> FolderPairs:
     """Five pairs of 96×72 in three scenes. Shared: look, do not touch."""

@@ -21,8 +21,9 @@ from pipelines.inspect import InspectConfig, InspectResult, run
 from pipelines.inspect.drawing import draw_histograms, draw_pairs
 from pipelines.inspect.sampling import Sample, psnr_db, sharpness, spread
 from pipelines.png import encode_png
+from pipelines.shards import Pair
 from pipelines.sources import FolderPairs
-from pipelines.store import Pair, PairStore
+from pipelines.store import PairStore
 from pipelines.workspace import Workspace
 from tests.nafnet_core.networks import lively_network
 from tests.pipelines.pairs import blurred, make_store, piece, write_pairs

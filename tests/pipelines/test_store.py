@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.images import read_rgb_u8
+from pipelines.shards import Pair, write_shard
 from pipelines.sources import FolderPairs
 from pipelines.store import (
     MANIFEST,
@@ -21,11 +22,9 @@ from pipelines.store import (
     SCENES,
     SCHEMA_VERSION,
     SUSPECTS,
-    Pair,
     PairStore,
     digest_of,
     shard_info,
-    write_shard,
 )
 from tests.pipelines.pairs import make_store, piece
 
