@@ -36,6 +36,7 @@ from cluster.connect import quiet_data_context
 from nafnet_core import NAFNetError
 from pipelines.ingest import PatchBatch, Span, read_patches, slice_numbers
 from pipelines.plan import SamplePlan, rank_slice
+from pipelines.prefetch import Prefetcher
 from pipelines.shard_cache import DEFAULT_CACHE_GIB
 from pipelines.store import PairStore
 
@@ -232,12 +233,22 @@ class Reader:
 
     def __init__(self, reading: Reading, feeder: ActorHandle) -> None:
         self._reading, self._feeder = reading, feeder
+        self._prefetcher: Prefetcher | None = None
         self._stores = [PairStore(root, cache_gib=reading.cache_gib) for root in reading.roots]
 
     def __call__(self, row: dict[str, NDArray[np.int64]]) -> Iterator[dict[str, Any]]:
         """Number of a reader → its blocks, a row each, for as long as the reading lasts."""
-        reading = self._reading
-        for turn, batches in reading.turns_of(int(row["reader"][0])):
+        reading, reader = self._reading, int(row["reader"][0])
+        if reader == 0:  # for all of them: they share the node's cache
+            self._prefetcher = Prefetcher(
+                reading.plan,
+                self._stores,
+                first=reading.span.start + reading.first * reading.span.batch,
+                stop=reading.span.start + reading.span.num_batches * reading.span.batch,
+            )
+        for turn, batches in reading.turns_of(reader):
+            if self._prefetcher is not None:
+                self._prefetcher.advance(reading.span.start + int(batches[0]) * reading.span.batch)
             may_go_on = self._feeder.wait_for_turn.remote(turn)
             numbers = slice_numbers(reading.span, reading.part, batches).reshape(-1)
             ray.get(may_go_on)

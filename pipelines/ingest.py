@@ -16,7 +16,10 @@ from nafnet_core import InputError
 from nafnet_core.transforms import channel_order, cutblur, dihedral_into
 from pipelines.config import DataSection
 from pipelines.plan import SamplePlan, drawn_augmentation
+from pipelines.storage import is_url
 from pipelines.store import PairStore, read_manifest
+
+_WINDOWS_IN_CACHE = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +46,22 @@ class PatchBatch:
 def plan_for(data: DataSection, *, seed: int) -> SamplePlan:
     """The plan of a mixture; reads manifests only. Raises `InputError` where a store cannot be used."""
     manifests = [read_manifest(store.path) for store in data.train]
+    window = data.shuffle_window_pairs
+    remote = [
+        manifest
+        for store, manifest in zip(data.train, manifests, strict=True)
+        if is_url(store.path) and manifest.num_pairs
+    ]
+    if remote:
+        # Two windows must find room in the cache, or each sample would fetch its shard anew.
+        pair_bytes = max(sum(s.bytes for s in m.shards) / m.num_pairs for m in remote)
+        window = max(1, min(window, int(data.cache_gib * 2**30 / _WINDOWS_IN_CACHE / pair_bytes)))
     return SamplePlan(
         seed=seed,
         store_pairs=tuple(manifest.num_pairs for manifest in manifests),
         weights=tuple(store.weight for store in data.train),
-        window_pairs=data.shuffle_window_pairs,
+        window_pairs=window,
+        ramp=bool(remote),
         augment=data.augment,
         cutblur=data.cutblur,
         channel_shuffle=data.channel_shuffle,

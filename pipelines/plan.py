@@ -21,7 +21,7 @@ from nafnet_core.transforms import Box
 
 _WORDS_PER_SAMPLE = 4  # one Philox block: top, left, variant, degradation
 _STREAM_PATCH, _STREAM_SEGMENTS, _STREAM_WINDOW, _STREAM_AUGMENTATION = 1, 2, 3, 4
-SEGMENT_PAIRS = 256
+SEGMENT_PAIRS, _FIRST_SEGMENTS = 256, 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +55,8 @@ class SamplePlan:
     cutblur: float = 0.0
     channel_shuffle: float = 0.0
     """Probabilities."""
+    ramp: bool = False
+    """Whether the first windows of all are small and grow, so that few shards need to be fetched to begin."""
 
     @property
     def epoch_samples(self) -> int:
@@ -173,7 +175,14 @@ def _epoch_order(
     )
     segments = segments[_generator(plan.seed, _STREAM_SEGMENTS, epoch).permutation(len(segments))]
     ends = segments[:, 2].cumsum()
-    return segments, ends, (ends - segments[:, 2]) // plan.window_pairs
+    starts = ends - segments[:, 2]
+    if not plan.ramp or epoch:
+        return segments, ends, starts // plan.window_pairs
+    doublings = max(0, (plan.window_pairs // (_FIRST_SEGMENTS * SEGMENT_PAIRS)).bit_length() - 1)
+    small = _FIRST_SEGMENTS * SEGMENT_PAIRS * (2 ** np.arange(doublings + 1) - 1)
+    window = np.searchsorted(small, starts, side="right") - 1
+    rest = np.maximum(starts - small[-1], 0) // plan.window_pairs
+    return segments, ends, window + rest
 
 
 @lru_cache(maxsize=4)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipelines import plan as module
-from pipelines.plan import PlannedSamples, SamplePlan, drawn_augmentation, rank_slice
+from pipelines.plan import SEGMENT_PAIRS, PlannedSamples, SamplePlan, drawn_augmentation, rank_slice
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -333,3 +333,11 @@ def test_augmentation_of_tiny_patches(patch_px: int) -> None:
 
 def test_augmentation_leaves_the_rest_of_the_plan_alone() -> None:
     assert_equal(planned(plan_of(100), 0, 50), planned(plan_of(100, cutblur=0.5, channel_shuffle=0.5), 0, 50))
+
+
+def test_a_ramp_begins_with_few_pieces_and_loses_nothing() -> None:
+    plan = SamplePlan(seed=1, store_pairs=(60_000,), weights=(1.0,), window_pairs=16_384, ramp=True)
+    first, second = (plan.samples(np.arange(60_000) + epoch * 60_000).pair for epoch in (0, 1))
+    assert len(np.unique(first)) == len(np.unique(second)) == 60_000
+    assert len(np.unique(first[:32] // SEGMENT_PAIRS)) <= 8 < len(np.unique(second[:32] // SEGMENT_PAIRS))
+    assert len(np.unique(first[40_000:40_032] // SEGMENT_PAIRS)) > 8
