@@ -89,7 +89,7 @@ def data_loader(sides: tuple[Path, Path], num_pairs: int, patch_px: int, batch: 
 
 
 def plain_loop(root: Path, patch_px: int, batch: int, seed: int) -> Any:
-    """Batches from the memory-mapped raw shards of a store, as fast as one process copies them: the ceiling."""
+    """Batches from the memory-mapped raw shards of a store, as fast as one process copies them."""
     rng = np.random.default_rng(seed)
     shards = []
     for path in sorted(root.glob("*.lmdb")):

@@ -1,11 +1,11 @@
-"""Reading training patches, against a PNG-LMDB DataLoader and against a plain loop; two consumers.
+"""Reading training patches, against a PNG-LMDB DataLoader and against a plain loop; preparing and planning.
 
     python benchmarks/ingest.py
-    NAFNET_DATA=~/photos python benchmarks/ingest.py --photos 26
+    NAFNET_DATA=~/data python benchmarks/ingest.py --photos 26     # photos in ~/data/sharp/unsplash
 
-Photos are blurred and cut into 512² crops, of which the consumers take 256² patches in batches of 16. The
+Photos are blurred and cut into 512² crops, of which two consumers take 256² patches in batches of 16. The
 peer has as many processes as we have: two consumers, one reader each. The ceiling is one plain loop a core
-over the memory-mapped shards. Pages are cached, except in the rows that say cold.
+over the memory-mapped shards. The page cache is filled before each measurement, except where a row says cold.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -24,16 +25,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import _loaders as loaders  # noqa: E402
-from pipelines import prepare, synth  # noqa: E402
-from pipelines.plan import SamplePlan  # noqa: E402
-from pipelines.sources import find_source  # noqa: E402
+from benchmarks import _stores as stores  # noqa: E402
+from pipelines.plan import SEGMENT_PAIRS, SamplePlan  # noqa: E402
 from pipelines.store import PairStore  # noqa: E402
 
 _PATCH_PX, _BATCH, _CONSUMERS = 256, 16, 2
-_FLOORS = {"raw": 8.0, "png": 1.3, "ceiling": 0.5}
+_FLOORS = {"raw": 8.0, "png": 1.3}
+_CEILING_FLOOR, _STALL_LIMIT_S, _FIRST_LIMIT_S, _DRIVER_LIMIT_MIB = 0.5, 0.1, 5.0, 500.0
 
 Rows = dict[str, dict[str, object]]
 Arrivals = list[float]
@@ -42,52 +46,47 @@ Arrivals = list[float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--photos", type=int, default=26, help="photos to make the stores of")
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of one measurement")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data", type=Path, help="folder to make the stores in, or that has them already")
+    parser.add_argument("--quick", action="store_true", help="reading only")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.data or Path(temporary)
-        make_stores(folder, options.photos)
-        rows = throughput_rows(folder, options.seconds, options.rounds)
+        os.environ["NAFNET_CACHE"] = str(Path(temporary) / "cache")
+        stores.make_stores(folder, options.photos)
+        rows = reading_rows(folder, options.seconds, options.rounds)
+        if not options.quick:
+            rows |= planning_rows()
+            rows |= stores.preparing_rows(folder)
     if options.json:
-        versions = f"Python {platform.python_version()}"
-        print(json.dumps({"rows": rows, "machine": platform.processor(), "versions": versions}))
+        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        versions = f"Python {platform.python_version()}, NumPy {np.__version__}, OpenCV {cv2.__version__}"
+        print(json.dumps({"rows": rows, "machine": machine, "versions": versions}))
         return
     for name, row in rows.items():
-        print(
-            f"{name:75} {row['value']:9.4g} {row['unit']:8} {'' if row['holds'] in (None, True) else 'does not hold'}"
-        )
+        limits = " ".join(f"{sign} {row[key]:g}" for key, sign in _LIMITS.items() if row.get(key) is not None)
+        told = "does not hold" if row["holds"] is False else ""
+        print(f"{name:78} {row['value']:9.4g} {row['unit']:8} {limits} {told}")
 
 
-def make_stores(folder: Path, num_photos: int) -> None:
-    """`raw`, `png` and the peer's LMDBs, of the same crops."""
-    photos = sorted((Path(os.environ["NAFNET_DATA"]) / "sharp" / "unsplash").rglob("*.jpg"))[:num_photos]
-    if not (folder / "pairs").is_dir():
-        synth.run(synth.SynthConfig(sharp=photos, out=folder / "pairs"))
-    source = find_source(folder / "pairs", split="train")
-    for format, codec in (("lmdb", "raw"), ("parquet", "png")):
-        if not (folder / codec).is_dir():
-            config = prepare.PrepareConfig(
-                out=folder / codec, format=format, codec=codec, pairs_per_shard=4, use_ray=False
-            )
-            prepare.run(source, source.pairs(), config)
-    if not (folder / "basicsr").is_dir():
-        loaders.write_png_lmdbs(PairStore(folder / "raw"), folder / "basicsr")
+_LIMITS = {"at_least": "≥", "at_most": "≤"}
 
 
-def throughput_rows(folder: Path, seconds: float, rounds: int) -> Rows:
-    """Pairs a second, in turns."""
-    import ray
+def reading_rows(folder: Path, seconds: float, rounds: int) -> Rows:
+    """All kinds of reading, in turns."""
+    from ray._private.internal_api import memory_summary
 
     from cluster.connect import connect
 
     num_pairs = len(PairStore(folder / "raw"))
     rates: dict[str, list[float]] = {}
+    ours: dict[str, list[list[Arrivals]]] = {"raw": [], "png": []}
     with connect():
-        ray.get(ray.remote(num_cpus=0)(lambda: None).remote())
-        for turn in range(rounds):
+        through_ray(folder / "raw", num_pairs, 1.0)  # Ray's own actors start, shared memory is touched
+        for _ in range(rounds):
             runs: dict[str, Callable[[], list[Arrivals]]] = {
                 "peer": lambda: in_processes(_consume_loader, folder / "basicsr", num_pairs, seconds),
                 "ceiling": lambda: in_processes(_consume_loop, folder / "raw", num_pairs, seconds),
@@ -95,23 +94,116 @@ def throughput_rows(folder: Path, seconds: float, rounds: int) -> Rows:
                 "png": lambda: through_ray(folder / "png", num_pairs, seconds),
             }
             for name, run in runs.items():
+                stores.fill_page_cache(folder)
                 arrivals = run()
                 rates.setdefault(name, []).append(_rate(arrivals))
-                print(name, rates[name][-1], _first(arrivals), file=sys.stderr)
-    return {name: _row(statistics.median(values), "pairs/s") for name, values in rates.items()}
+                if name in ours:
+                    ours[name].append(arrivals)
+        before = _bytes_read()
+        stores.empty_page_cache(folder / "raw")
+        cold = through_ray(folder / "raw", num_pairs, seconds)
+        cold_bytes = _bytes_read() - before
+        spilled = memory_summary(stats_only=True)
+    return _rows_of(rates, ours, num_pairs, cold, cold_bytes, "Spilled" in spilled)
+
+
+def _rows_of(
+    rates: dict[str, list[float]],
+    ours: dict[str, list[list[Arrivals]]],
+    num_pairs: int,
+    cold: list[Arrivals],
+    cold_bytes: float,
+    spilled: bool,
+) -> Rows:
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    labels = {"peer": "PNG-LMDB DataLoader", "ceiling": "plain loop", "raw": "raw store", "png": "png store"}
+    rows = {f"{labels[name]}, 2 consumers": _row(value, "pairs/s") for name, value in median.items()}
+    for name, floor in _FLOORS.items():
+        rows[f"{labels[name]} against the DataLoader"] = _row(
+            median[name] / median["peer"], "×", at_least=floor
+        )
+    share = median["raw"] / median["ceiling"]
+    rows["raw store, share of the plain loop"] = _row(share, "", at_least=_CEILING_FLOOR)
+    for name, runs in ours.items():
+        first = max(times[1] - times[0] for run in runs for times in run)
+        rows[f"{labels[name]}, first batch, longest of all"] = _row(first, "s", at_most=_FIRST_LIMIT_S)
+    stalls = [_stall(times, num_pairs) for run in ours["raw"] for times in run]
+    rows["raw store, longest stall between epochs"] = _row(max(stalls), "s", at_most=_STALL_LIMIT_S)
+    rows["object store spilled"] = _row(float(spilled), "", at_most=0.0)
+    rows["raw store, cold, from a page cache that was emptied"] = _row(_rate(cold), "pairs/s")
+    num_read = sum(len(times) - 1 for times in cold) * _BATCH
+    rows["raw store, cold, bytes read from the disk a pair"] = _row(cold_bytes / num_read / 2**20, "MiB")
+    return rows
+
+
+def planning_rows() -> Rows:
+    """A plan of millions of pairs, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    rows: Rows = {}
+    for num_pairs, limit in ((1_000_000, _DRIVER_LIMIT_MIB), (5_000_000, None)):
+        queue = context.Queue()
+        process = context.Process(target=_plan, args=(num_pairs, queue))
+        process.start()
+        epoch_s, resume_s, peak_mib = queue.get()
+        process.join()
+        label = f"plan of {num_pairs / 1e6:g} M pairs"
+        rows[f"{label}: all samples of an epoch"] = _row(epoch_s, "s")
+        rows[f"{label}: a batch in the middle of the next epoch"] = _row(resume_s, "s")
+        rows[f"{label}: peak memory, start-up included"] = _row(peak_mib, "MiB", at_most=limit)
+    plans = {"window of 65,536": 65_536, "full shuffle": 2**40}
+    for name, window in plans.items():
+        plan = SamplePlan(seed=0, store_pairs=(1_000_000,), weights=(1.0,), window_pairs=window)
+        pair = plan.samples(np.arange(1_000_000)).pair
+        correlation = np.corrcoef(pair[:-1], pair[1:])[0, 1]
+        rows[f"{name}, 1 M pairs: correlation of neighbours"] = _row(float(correlation), "")
+        rows_of_32 = (pair // SEGMENT_PAIRS).reshape(-1, 32)
+        shared = 32 - np.mean([len(np.unique(row)) for row in rows_of_32[:2000]])
+        rows[f"{name}, 1 M pairs: of 32, from the same {SEGMENT_PAIRS} pairs"] = _row(float(shared), "")
+    return rows
+
+
+def _plan(num_pairs: int, queue: Any) -> None:
+    root = stores.simulated_store(num_pairs)
+    store = PairStore(root)
+    shutil.rmtree(root)
+    plan = SamplePlan(seed=0, store_pairs=(len(store),), weights=(1.0,), window_pairs=65_536)
+    start = time.perf_counter()
+    for first in range(0, len(store), 8192):
+        plan.samples(np.arange(first, min(first + 8192, len(store))))
+    epoch_s = time.perf_counter() - start
+    start = time.perf_counter()
+    plan.samples(np.arange(32) + len(store) * 3 // 2)
+    resume_s = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text()
+    queue.put((epoch_s, resume_s, int(status.split("VmHWM:")[1].split()[0]) / 1024))
 
 
 def _rate(consumers: Sequence[Arrivals]) -> float:
-    """Pairs a second over all consumers, each from its first batch on."""
-    return sum((len(times) - 2) * _BATCH / (times[-1] - times[1]) for times in consumers)
+    """Pairs a second over all consumers, each from its first second on: before that pieces are small."""
+    total = 0.0
+    for times in consumers:
+        start = next(i for i, moment in enumerate(times) if moment > times[1] + 1.0)
+        total += (len(times) - 1 - start) * _BATCH / (times[-1] - times[start])
+    return total
 
 
-def _first(consumers):
-    return (
-        [round(t[1] - t[0], 3) for t in consumers],
-        [round(max(b - a for a, b in pairwise(t[2:])), 3) for t in consumers],
-        [round(statistics.median(b - a for a, b in pairwise(t[2:])), 4) for t in consumers],
-    )
+def _stall(times: Arrivals, num_pairs: int) -> float:
+    """How much longer than usual the batches took with which an epoch began.
+
+    Batches come in blocks, so a gap at the border of an epoch is measured against the longest gap elsewhere.
+    """
+    gaps = [after - before for before, after in pairwise(times[1:])]
+    per_epoch = num_pairs / (_BATCH * _CONSUMERS)
+    borders = {round(epoch * per_epoch) + shift for epoch in range(1, 10**4) for shift in (-1, 0)}
+    at = [gap for number, gap in enumerate(gaps) if number in borders]
+    elsewhere = [gap for number, gap in enumerate(gaps) if number not in borders]
+    return max(0.0, max(at, default=0.0) - max(elsewhere))
+
+
+def _bytes_read() -> float:
+    """Bytes that this machine's disks have delivered."""
+    lines = (line.split() for line in Path("/proc/diskstats").read_text().splitlines())
+    return sum(int(fields[5]) * 512.0 for fields in lines if not fields[2].startswith(("loop", "ram")))
 
 
 def in_processes(consume: Callable[..., None], place: Path, num_pairs: int, seconds: float) -> list[Arrivals]:
@@ -147,6 +239,7 @@ def _consume_loader(
 
 
 def _consume_loop(place: Path, num_pairs: int, seconds: float, number: int, barrier: Any, queue: Any) -> None:
+    cv2.setNumThreads(1)
     barrier.wait()
     queue.put(_taken(loaders.plain_loop(place, _PATCH_PX, _BATCH, seed=number), seconds))
 
@@ -156,7 +249,7 @@ def _taken(batches: Iterator[Any], seconds: float) -> Arrivals:
     times = [time.perf_counter()]
     for _ in batches:
         times.append(time.perf_counter())
-        if times[-1] - times[min(1, len(times) - 1)] > seconds:
+        if times[-1] - times[1] > seconds:
             break
     return times
 
