@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nafnet_core.transforms import channel_order, crop, crop_corners, cutblur, dihedral
+from nafnet_core.transforms import channel_order, crop, crop_corners, cutblur, dihedral, dihedral_into
 
 VARIANTS = range(8)
 
@@ -147,3 +147,12 @@ def test_crops_cover_the_axis(
     assert len(uncovered) <= min_remainder_px
     # Only the end may be left out: a hole in the middle would be a bug.
     assert not uncovered or min(uncovered) > max(covered)
+
+
+@pytest.mark.parametrize("variant", range(8))
+def test_dihedral_into_writes_what_dihedral_shows(variant: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    image.flags.writeable = False  # as a memory map is
+    window, out = image[5:37, 9:41], np.zeros((2, 32, 32, 3), np.uint8)
+    dihedral_into(out[1], window, variant)
+    assert np.array_equal(out[1], dihedral(window, variant)) and not out[0].any()

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from cluster.connect import connect
+from pipelines.config import DataSection, StoreSection
+from pipelines.ingest import plan_for
+from pipelines.plan import SamplePlan
 from pipelines.sources import FolderPairs
 from pipelines.store import PairStore
 from tests.pipelines.pairs import make_store, write_pairs
@@ -43,6 +46,18 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> FolderPairs:
 def store(pairs: FolderPairs, tmp_path_factory: pytest.TempPathFactory) -> PairStore:
     """45 crops of 32 px in three Parquet shards. Shared: look, do not touch."""
     return make_store(pairs, tmp_path_factory.mktemp("store") / "store")
+
+
+@pytest.fixture(scope="session")
+def mixture(
+    pairs: FolderPairs, store: PairStore, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SamplePlan, list[PairStore]]:
+    """Two stores: crops in Parquet, whole images in LMDB; the second visited twice an epoch."""
+    whole = make_store(
+        pairs, tmp_path_factory.mktemp("whole") / "store", crop_px=None, format="lmdb", codec="raw"
+    )
+    sections = (StoreSection(path=store.root), StoreSection(path=whole.root, weight=2.0))
+    return plan_for(DataSection(train=sections), seed=11), [store, whole]
 
 
 @pytest.fixture

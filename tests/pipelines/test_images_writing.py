@@ -7,14 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
 
 from nafnet_core import InputError
 from pipelines.images import Photo, read_photo, write_photo
-from pipelines.png import decode_png, encode_png
 from tests.pipelines.pairs import piece
 
 SHARP = piece(0, 24, 40)
@@ -209,30 +205,3 @@ def test_full_disk_leaves_the_file_that_was_there(
         write_photo(path, photo_of(255 - SHARP))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-# PNG in memory
-
-
-@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))))
-def test_png_in_memory_is_exact(image: np.ndarray) -> None:
-    encoded = encode_png(image)
-    assert encoded.startswith(b"\x89PNG")
-    decoded = decode_png(encoded)
-    assert decoded.dtype == np.uint8 and np.array_equal(decoded, image)
-
-
-def test_png_of_a_view_and_from_a_view(tmp_path: Path) -> None:
-    view = SHARP[::2, ::-1]
-    encoded = encode_png(view)
-    assert np.array_equal(decode_png(memoryview(encoded)), view)
-    # Other programs see the same RGB.
-    (tmp_path / "photo.png").write_bytes(encoded)
-    with Image.open(tmp_path / "photo.png") as image:
-        assert np.array_equal(np.asarray(image), view)
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
-def test_bytes_that_are_no_png(content: bytes) -> None:
-    with pytest.raises(ValueError, match="not a PNG"):
-        decode_png(content)

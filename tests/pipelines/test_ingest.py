@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,41 +13,17 @@ from nafnet_core.transforms import dihedral
 from pipelines import ingest
 from pipelines.config import DataSection, StoreSection
 from pipelines.ingest import (
-    PatchBatch,
     Span,
     Stopwatch,
-    WindowSource,
     check_patches,
     plan_for,
-    ray_batches,
     read_patches,
     slice_numbers,
-    windows,
 )
 from pipelines.plan import SamplePlan, drawn_augmentation, rank_slice
-from pipelines.sources import FolderPairs
 from pipelines.store import PairStore
-from tests.pipelines.pairs import make_store
 
 SPAN = Span(start=40, num_batches=13, batch=5, patch_px=16)
-
-
-@pytest.fixture(scope="module")
-def mixture(
-    pairs: FolderPairs, store: PairStore, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[SamplePlan, list[PairStore]]:
-    """Two stores: crops in Parquet, whole images in LMDB; the second visited twice an epoch."""
-    whole = make_store(
-        pairs, tmp_path_factory.mktemp("whole") / "store", crop_px=None, format="lmdb", codec="raw"
-    )
-    sections = (StoreSection(path=store.root), StoreSection(path=whole.root, weight=2.0))
-    return plan_for(DataSection(train=sections), seed=11), [store, whole]
-
-
-def assert_same(one: PatchBatch, other: PatchBatch) -> None:
-    assert np.array_equal(one.samples, other.samples)
-    assert one.lq.dtype == one.gt.dtype == np.uint8
-    assert np.array_equal(one.lq, other.lq) and np.array_equal(one.gt, other.gt)
 
 
 # Plan and patches
@@ -159,45 +133,6 @@ def test_ranks_together_read_every_batch_once(
     assert np.array_equal(np.concatenate(numbers, axis=1), alone)
 
 
-@given(
-    start=st.integers(0, 10**6),
-    num_batches=st.integers(1, 3000),
-    batch=st.integers(1, 64),
-    patch_px=st.sampled_from([16, 128, 512]),
-)
-def test_windows_tile_a_span(start: int, num_batches: int, batch: int, patch_px: int) -> None:
-    span = Span(start=start, num_batches=num_batches, batch=batch, patch_px=patch_px)
-    cut = list(windows(span, (0, batch)))
-    at = start
-    for window in cut:
-        assert (window.start, window.batch, window.patch_px) == (at, batch, patch_px)
-        at += window.num_batches * batch
-    assert at == start + num_batches * batch
-    lengths = [window.num_batches for window in cut]
-    # Small at first, so that training starts soon; then up to a size that memory holds thrice.
-    assert lengths[0] <= 4
-    assert all(one <= other <= 2 * one for one, other in zip(lengths[:-1], lengths[1:-1], strict=False))
-    assert max(lengths) == 1 or max(lengths) * batch * patch_px**2 * 6 <= ingest._WINDOW_BYTES
-
-
-@pytest.mark.usefixtures("data_context")
-def test_blocks_of_a_window_are_its_batches(
-    mixture: tuple[SamplePlan, list[PairStore]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan, stores = mixture
-    part = (1, 4)
-    monkeypatch.setattr(ingest, "_BLOCK_BYTES", 4 * 3 * 16 * 16 * 6)  # four batches of three samples
-    source = WindowSource(plan, [store.root for store in stores], SPAN, part)
-    assert source.num_blocks == 4
-    tasks = source.get_read_tasks(99)
-    assert [task.metadata.num_rows for task in tasks] == [12, 12, 12, 3]
-    assert source.estimate_inmemory_data_size() == sum(task.metadata.size_bytes for task in tasks)
-    # One store object a process: LMDB opens a file only once, and `mixture` has it open.
-    monkeypatch.setattr(ingest, "opened_store", lambda root: next(s for s in stores if s.root == root))
-    samples = [number for task in tasks for block in task() for number in block["sample"].to_pylist()]
-    assert samples == slice_numbers(SPAN, part, np.arange(13)).reshape(-1).tolist()
-
-
 def test_stopwatch_counts_only_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     monkeypatch.setattr(ingest.time, "perf_counter", lambda: next(clock))
@@ -208,77 +143,3 @@ def test_stopwatch_counts_only_the_waiting(monkeypatch: pytest.MonkeyPatch) -> N
     assert items == [1, 2, 3]
     # Three items and the end, one tick each; the three steps between do not count.
     assert watch.waited_s == 4
-
-
-# Through Ray
-
-
-@pytest.fixture(scope="module")
-def reading(mixture: tuple[SamplePlan, list[PairStore]], ray_session: None) -> Any:
-    """Read one rank's batches of a span."""
-    plan, stores = mixture
-
-    def read(span: Span, rank: int, world_size: int, roots: list[Path] | None = None) -> Iterator[PatchBatch]:
-        return ray_batches(
-            plan,
-            roots or [store.root for store in stores],
-            span,
-            rank=rank,
-            world_size=world_size,
-            num_readers=2,
-            reader_cpus=0.2,
-        )
-
-    return read
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (0, 2), (1, 2)])
-def test_batches_through_ray_are_those_of_the_plan(
-    reading: Any, mixture: tuple[SamplePlan, list[PairStore]], rank: int, world_size: int
-) -> None:
-    plan, stores = mixture
-    part = rank_slice(SPAN.batch, rank, world_size)
-    batches = list(reading(SPAN, rank, world_size))
-    assert len(batches) == SPAN.num_batches
-    for number, batch in enumerate(batches):
-        expected = slice_numbers(SPAN, part, np.array([number]))[0]
-        assert_same(batch, read_patches(plan, stores, expected, SPAN.patch_px))
-
-
-@pytest.mark.ray
-def test_reading_can_start_in_the_middle(reading: Any, mixture: tuple[SamplePlan, list[PairStore]]) -> None:
-    # A run that is resumed starts where it stopped, in the middle of an epoch.
-    plan, stores = mixture
-    rest = Span(start=10 * plan.epoch_samples + 7, num_batches=4, batch=5, patch_px=16)
-    for number, batch in enumerate(reading(rest, 0, 1)):
-        assert_same(batch, read_patches(plan, stores, np.arange(5) + rest.start + 5 * number, 16))
-    assert number == 3
-
-
-@pytest.mark.ray
-def test_reading_can_stop_early(reading: Any) -> None:
-    # A budget in minutes ends where it ends; nothing may hang on what was read ahead.
-    endless = Span(start=0, num_batches=100_000, batch=5, patch_px=16)
-    batches = reading(endless, 0, 1)
-    assert next(batches).samples.tolist() == [0, 1, 2, 3, 4]
-    batches.close()
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("damage", ["missing", "overwritten"])
-def test_damaged_shard_is_one_line_for_the_trainer(
-    reading: Any, own_store: Path, mixture: tuple[SamplePlan, list[PairStore]], damage: str
-) -> None:
-    shard = own_store / "shard-00001.parquet"
-    content = bytearray(shard.read_bytes())
-    if damage == "missing":
-        shard.unlink()
-    else:
-        content[200:-2000] = bytes(len(content) - 2200)
-        shard.write_bytes(content)
-    roots = [own_store, mixture[1][1].root]
-    with pytest.raises(InputError, match=r"missing or damaged shard: '.*shard-00001\.parquet'") as caught:
-        for _ in reading(SPAN, 0, 1, roots):
-            pass
-    assert "\n" not in str(caught.value)
