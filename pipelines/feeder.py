@@ -197,7 +197,8 @@ class Feeder:
         self._dataset = ray.data.from_items(readers, override_num_blocks=len(readers)).map_batches(
             Reader,
             fn_constructor_args=(reading, ray.get_runtime_context().current_actor),
-            compute=ray.data.ActorPoolStrategy(size=len(readers)),
+            # One task an actor: a second one would wait behind the first, which lasts to the end.
+            compute=ray.data.ActorPoolStrategy(size=len(readers), max_tasks_in_flight_per_actor=1),
             batch_size=None,
             num_cpus=reading.reader_cpus,
             scheduling_strategy=_here(),
