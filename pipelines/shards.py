@@ -125,7 +125,7 @@ class ParquetShard:
 
 
 class LmdbShard:
-    """An LMDB file; what `value` and `image` return is valid inside the transaction of `begin` only."""
+    """An LMDB file; what `value` and `image` return is valid as long as it is open."""
 
     def __init__(self, path: Path, codec: Codec) -> None:
         if not path.is_file():
@@ -134,7 +134,7 @@ class LmdbShard:
         self._codec = codec
         # Patches are small and scattered: read-ahead would fetch what nobody wants.
         self._env = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
-        # One for good: nobody writes here, and views of the memory map are valid as long as it is open.
+        # One for good: nobody writes here, and what it hands out is valid as long as it is open.
         self._transaction = self._env.begin(buffers=True)
         index = self._transaction.get(_INDEX_KEY)
         if index is None:
@@ -152,7 +152,8 @@ class LmdbShard:
         if self._codec == "png":
             lq, gt = (decode_png_window(self.value(row, side), *window) for side in (b"lq", b"gt"))
         else:
-            lq, gt = (self.image(row, side)[window] for side in (b"lq", b"gt"))
+            # Copied: a view would crash the process once the map is gone. It costs flips and turns nothing.
+            lq, gt = (self.image(row, side)[window].copy() for side in (b"lq", b"gt"))
         return lq, gt
 
     def value(self, row: int, side: bytes) -> memoryview:

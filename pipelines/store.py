@@ -132,8 +132,7 @@ class PairStore:
             patch_px: side.
 
         Returns:
-            lq and gt, each (patch_px, patch_px, 3) uint8 RGB: views into the memory map where the codec is
-            raw, valid as long as this store, and read-only.
+            lq and gt, each (patch_px, patch_px, 3) uint8 RGB.
 
         Raises:
             InputError: the shard is missing or damaged.

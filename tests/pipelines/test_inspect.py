@@ -147,6 +147,7 @@ def test_a_store_that_cannot_be_written(own_store: Path, look: Look) -> None:
 def test_an_unfinished_store(own_store: Path, look: Look) -> None:
     (own_store / "manifest.json").unlink()
     (own_store / ".progress").mkdir()
+    (own_store / ".progress" / "job.json").write_text("{}")
     with pytest.raises(InputError, match="an unfinished store"):
         look(own_store)
 

@@ -204,7 +204,7 @@ def test_shard_of_nothing_and_shard_that_fails(tmp_path: Path, kind: dict[str, A
 
 
 def test_lmdb_grows_as_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.store._LMDB_START_BYTES", 2**16)
+    monkeypatch.setattr("pipelines.shards._LMDB_START_BYTES", 2**16)
     pairs = [Pair(key=str(n), scene="s", lq=piece(n), gt=piece(n + 1)) for n in range(12)]
     count, digests, _ = write_shard(tmp_path / "shard", pairs, format="lmdb", codec="raw")
     assert (count, len(digests)) == (12, 12 * 32)
