@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--preset", default="width32", choices=sorted(PRESETS))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="training steps only")
     parser.add_argument("--compile", action="store_true", help="also the step through torch.compile; minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -62,7 +62,7 @@ def main() -> None:
         return
     rows = training_rows(device, options.preset, options.rounds, compiled=options.compile)
     if not options.quick:
-        rows |= inference_rows(device, options.preset, max(3, options.rounds // 2))
+        rows |= inference_rows(device, options.preset, max(3, options.rounds // 4))
         rows |= memory_rows(device, options.preset)
     if options.json:
         machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
@@ -100,7 +100,7 @@ def training_rows(device: torch.device, preset: str, rounds: int, *, compiled: b
         start = time.perf_counter()
         runs["bf16 compiled"]()
         rows[f"{label}, compiling"] = _row(time.perf_counter() - start, "s")
-    return rows | _ratios(label, _medians(runs, device, rounds), device, _STEP_FLOORS)
+    return rows | _ratios(label, _timed(runs, device, rounds), device, _STEP_FLOORS)
 
 
 def inference_rows(device: torch.device, preset: str, rounds: int) -> Rows:
@@ -113,7 +113,7 @@ def inference_rows(device: torch.device, preset: str, rounds: int) -> Rows:
     # The peers sum a whole map in fp32; ours does not, and is the more exact one.
     assert difference < 1e-2, f"the two networks differ by {difference}"
     label = f"{preset} inference 1280×720, local statistics"
-    return _ratios(label, _medians(runs, device, rounds), device, _FRAME_FLOORS)
+    return _ratios(label, _timed(runs, device, rounds), device, _FRAME_FLOORS)
 
 
 def memory_rows(device: torch.device, preset: str) -> Rows:
@@ -174,8 +174,8 @@ def _infer(model: nn.Module, lq: Tensor, *, bf16: bool) -> Tensor:
         return forward_in_strips(model, lq) if lq.device.type == "cpu" else model(lq)
 
 
-def _medians(runs: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds of each, after a round that warms caches and primitives."""
+def _timed(runs: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each in every round, after one that warms caches and primitives."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
@@ -185,15 +185,20 @@ def _medians(runs: dict[str, Callable[[], Any]], device: torch.device, rounds: i
             _wait(device)
             if turn:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
-def _ratios(label: str, seconds: dict[str, float], device: torch.device, floors: dict[str, float]) -> Rows:
-    others = {name: seconds[name] for name in ("plain", "spandrel") if name in seconds}
+def _ratios(
+    label: str, times: dict[str, list[float]], device: torch.device, floors: dict[str, float]
+) -> Rows:
+    """Medians, and the median over the rounds of each ratio: a machine's speed drifts between rounds."""
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    others = [name for name in ("plain", "spandrel") if name in times]
+    peer = times[min(others, key=seconds.__getitem__)]
     has_floor = device.type == "cpu" and label.startswith("width32 ")
     rows = {f"{label}, {name}": _row(value, "s") for name, value in seconds.items()}
-    for name in [name for name in seconds if name not in others]:
-        ratio = min(others.values()) / seconds[name]
+    for name in [name for name in times if name not in others]:
+        ratio = statistics.median(theirs / ours for theirs, ours in zip(peer, times[name], strict=True))
         floor = floors.get(name) if has_floor else None
         rows[f"{label}, {name} against the faster peer"] = _row(ratio, "×", at_least=floor)
     return rows

@@ -45,7 +45,7 @@ def forward_in_strips(model: NAFNet, lq: Tensor) -> Tensor:
     _run_blocks(model.middle_blks, x)
     for decoder, up in zip(model.decoders, model.ups, strict=True):
         skip = skips.pop()
-        for top, bottom in _strips(x, 2 * x.shape[1]):
+        for top, bottom in _strips(x.permute(0, 2, 3, 1), 2 * x.shape[1]):
             skip[:, :, 2 * top : 2 * bottom] += up(x[:, :, top:bottom])
         x = skip
         del skip
@@ -56,26 +56,26 @@ def forward_in_strips(model: NAFNet, lq: Tensor) -> Tensor:
 def _run_blocks(blocks: nn.Module, x: Tensor) -> None:
     for block in blocks.children():
         assert isinstance(block, NAFBlock)
-        _run_block(block, x)
+        _run_block(block, x.permute(0, 2, 3, 1))
 
 
 def _run_block(block: NAFBlock, x: Tensor) -> None:
-    """`x` becomes `block(x)`, in place."""
-    height, width = x.shape[2:]
+    """`x`, (N, H, W, C), becomes what `block` makes of it, in place."""
+    height = x.shape[1]
     conv2, half = block.conv2, block.conv2.out_channels // 2
-    gated = torch.empty(x.shape[0], half, height, width, dtype=x.dtype, memory_format=torch.channels_last)
+    gated = x.new_empty(*x.shape[:3], half)
     for top, bottom in _strips(x, conv2.out_channels):
         first, last = max(0, top - 1), min(height, bottom + 1)
-        y = block.conv1(block.norm1(x[:, :, first:last]))
+        y = block.conv1(block.norm1(x[:, first:last]))
         # The depthwise convolution sees one row beyond the strip, and zeros beyond the map.
         if first == top or last == bottom:
-            y = F.pad(y, (0, 0, first == top, last == bottom))
-        y = F.conv2d(y, conv2.weight, conv2.bias, padding=(0, 1), groups=conv2.groups)
-        torch.mul(y[:, :half], y[:, half:], out=gated[:, :, top:bottom])
+            y = F.pad(y, (0, 0, 0, 0, first == top, last == bottom))
+        y = F.conv2d(y.permute(0, 3, 1, 2), conv2.weight, conv2.bias, padding=(0, 1), groups=conv2.groups)
+        torch.mul(*y.permute(0, 2, 3, 1).split(half, dim=-1), out=gated[:, top:bottom])
     attention = block.sca(gated)
-    beta, gamma = block.beta.to(x.dtype), block.gamma.to(x.dtype)
+    beta, gamma = (scale.flatten().to(x.dtype) for scale in (block.beta, block.gamma))
     for top, bottom in _strips(x, block.conv4.out_channels):
-        stream, y = x[:, :, top:bottom], gated[:, :, top:bottom]
+        stream, y = x[:, top:bottom], gated[:, top:bottom]
         scale_by_windows_(y, attention, top, height)
         stream.addcmul_(block.conv3(y), beta)
         y = block.conv5(block.sg(block.conv4(block.norm2(stream))))
@@ -83,8 +83,8 @@ def _run_block(block: NAFBlock, x: Tensor) -> None:
 
 
 def _strips(x: Tensor, channels: int) -> Iterator[tuple[int, int]]:
-    """First and last row of strips whose widest map stays in the caches."""
-    height, width = x.shape[2:]
+    """First and last row of strips of (N, H, W, C) whose widest map stays in the caches."""
+    height, width = x.shape[1:3]
     rows = max(8, _STRIP_BYTES // (width * channels * x.element_size()))
     for top in range(0, height, rows):
         yield top, min(top + rows, height)

@@ -20,7 +20,7 @@ def test_pointwise_convolution_is_a_scaled_convolution_at_any_size(
     x = torch.randn(2, 6, side, side, requires_grad=True)
     expected = torch.nn.functional.conv2d(x, conv.weight, conv.bias) * scale
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        y = conv(x.to(dtype), scale=scale)
+        y = conv(x.to(dtype).permute(0, 2, 3, 1), scale=scale).permute(0, 3, 1, 2)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
     assert y.dtype == dtype
     torch.testing.assert_close(y.float(), expected, **tolerance)
@@ -44,7 +44,8 @@ def test_gradients_of_a_block_stay_nhwc() -> None:
     block(x).square().sum().backward()
     assert len(layouts) > 10
     for gradient in layouts:
-        assert gradient.is_contiguous(memory_format=torch.channels_last), gradient.stride()
+        is_broadcast = gradient.stride()[1:3] == (0, 0)  # that of the mean
+        assert is_broadcast or gradient.is_contiguous(), gradient.stride()
 
 
 @pytest.mark.parametrize("bf16", [False, True])

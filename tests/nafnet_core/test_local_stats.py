@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +29,16 @@ def windows(model: NAFNet) -> dict[str, int | None]:
     return {name: pool.window_px for name, pool in model.named_modules() if isinstance(pool, LocalMean)}
 
 
-# The mean itself
+# The mean itself: of NHWC maps
+
+
+def nhwc(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def spread_means(x: torch.Tensor, mean: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """(N, C, H, W) → the same shape, each pixel with its window's mean."""
+    return spread(mean(nhwc(x)), nhwc(x).shape).permute(0, 3, 1, 2)
 
 
 @settings(deadline=None, max_examples=60)
@@ -37,26 +49,27 @@ def test_local_mean_is_the_naive_one(height: int, width: int, window_px: int) ->
     expected = naive_local_mean(x, window_px)
     pool = LocalMean()
     pool.window_px = window_px
-    torch.testing.assert_close(spread(pool(x), x.shape), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(spread_means(x, pool), expected, rtol=0, atol=1e-6)
     # The way that is taken with gradients, and on a GPU.
-    other = spread(pool(x.requires_grad_()), x.shape)
+    other = spread_means(x.requires_grad_(), pool)
     assert other.requires_grad
     torch.testing.assert_close(other.detach(), expected, rtol=0, atol=1e-6)
 
 
 def test_means_by_hand() -> None:
     x = torch.tensor([[1.0, 2.0, 6.0], [3.0, 4.0, 0.0]])[None, None]
-    means = window_means(x, 2)
-    assert means[0, 0].tolist() == [[2.5, 3.0]]
+    assert window_means(nhwc(x), 2)[0, ..., 0].tolist() == [[2.5, 3.0]]
     # One row of windows fits, of two columns: it is repeated below, and the second one to the right.
-    assert spread(means, x.shape)[0, 0].tolist() == [[2.5, 3.0, 3.0], [2.5, 3.0, 3.0]]
+    means = spread_means(x, lambda x: window_means(x, 2))
+    assert means[0, 0].tolist() == [[2.5, 3.0, 3.0], [2.5, 3.0, 3.0]]
 
 
 def test_gradient_of_local_means_is_the_naive_ones() -> None:
     x = torch.randn(1, 2, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight = torch.randn(1, 2, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     grads = []
-    for mean in (lambda x: spread(window_means(x, 3), x.shape), lambda x: naive_local_mean(x, 3)):
+    ours = partial(spread_means, mean=lambda x: window_means(x, 3))
+    for mean in (ours, lambda x: naive_local_mean(x, 3)):
         leaf = x.clone().requires_grad_()
         (mean(leaf) * weight).sum().backward()
         grads.append(leaf.grad)
@@ -66,16 +79,16 @@ def test_gradient_of_local_means_is_the_naive_ones() -> None:
 def test_local_mean_follows_the_image() -> None:
     step = torch.cat([torch.zeros(1, 1, 8, 20), torch.ones(1, 1, 8, 20)], dim=3)
     pool = LocalMean()
-    assert pool(step).flatten().tolist() == [0.5]
+    assert pool(nhwc(step)).flatten().tolist() == [0.5]
     pool.window_px = 5
-    local = spread(pool(step), step.shape)[0, 0, 4]
+    local = spread_means(step, pool)[0, 0, 4]
     assert local[5] == 0 and local[34] == 1
     assert 0 < local[19] < local[20] < 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_means_keep_the_dtype(dtype: torch.dtype) -> None:
-    x = torch.rand(1, 2, 9, 9, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x = torch.rand(1, 9, 9, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
     mean = window_means(x, 3)
     assert mean.dtype == dtype
     torch.testing.assert_close(mean.double(), window_means(x.double(), 3), rtol=0, atol=2**-8)
@@ -86,7 +99,7 @@ def test_means_keep_the_dtype(dtype: torch.dtype) -> None:
 def test_means_of_20_megapixels_are_exact(window_px: int, with_gradient: bool) -> None:
     # An integral image of this map reaches 8e7: in fp32 its differences lose digits, as shown below.
     x = torch.randn(1, 1, 3648, 5472, generator=torch.Generator().manual_seed(1)) + 4
-    means = window_means(x.requires_grad_(with_gradient), window_px).detach()[0, 0].double()
+    means = window_means(nhwc(x.requires_grad_(with_gradient)), window_px).detach()[0, ..., 0].double()
     x = x.detach()
     sums = F.pad(x[0, 0].double().cumsum(0).cumsum(1), (1, 0, 1, 0))
     exact = _differences(sums, window_px)
@@ -98,6 +111,16 @@ def test_means_of_20_megapixels_are_exact(window_px: int, with_gradient: bool) -
 def _differences(sums: torch.Tensor, side: int) -> torch.Tensor:
     corners = sums[side:, side:] + sums[:-side, :-side] - sums[side:, :-side] - sums[:-side, side:]
     return corners / side**2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (97, 101)])
+def test_global_mean_is_added_up_in_fp32(dtype: torch.dtype, height: int, width: int) -> None:
+    # In bf16, of 8 bits, a sum of ones would come to a halt at 256.
+    x = torch.ones(2, height, width, 32) + 0.1 * torch.rand(2, height, width, 32)
+    mean, exact = LocalMean()(x.to(dtype)), x.to(dtype).double().mean((1, 2), keepdim=True)
+    assert mean.dtype == dtype
+    torch.testing.assert_close(mean.double(), exact, rtol=1e-6 if dtype == torch.float32 else 2**-7, atol=0)
 
 
 # In the network

@@ -143,7 +143,7 @@ def test_bf16_autocast_is_close_to_fp32() -> None:
 def test_layer_norm_keeps_bf16_but_takes_statistics_in_fp32(autocast: bool) -> None:
     norm = ChannelLayerNorm(64)
     # A mean far above the spread: sums in bf16, of 8 bits, would lose the spread altogether.
-    x = (torch.randn(2, 64, 5, 7, generator=torch.Generator().manual_seed(1)) + 20).to(torch.bfloat16)
+    x = (torch.randn(2, 5, 7, 64, generator=torch.Generator().manual_seed(1)) + 20).to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         normed = norm(x)
     assert normed.dtype == torch.bfloat16
@@ -153,7 +153,7 @@ def test_layer_norm_keeps_bf16_but_takes_statistics_in_fp32(autocast: bool) -> N
 @pytest.mark.gpu
 def test_layer_norm_keeps_bf16_under_cuda_autocast() -> None:
     # CUDA's autocast, unlike the CPU's, returns fp32 from `layer_norm`, and every later sum would be fp32.
-    x = torch.randn(1, 16, 5, 7, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(1, 5, 7, 16, device="cuda", dtype=torch.bfloat16)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         assert ChannelLayerNorm(16).cuda()(x).dtype == torch.bfloat16
 
@@ -175,24 +175,24 @@ def test_layer_norm_normalises_the_channels_of_each_pixel() -> None:
     with torch.no_grad():
         norm.weight.copy_(torch.randn(6, generator=generator))
         norm.bias.copy_(torch.randn(6, generator=generator))
-        x = 5 * torch.randn(2, 6, 4, 3, generator=generator)
+        x = 5 * torch.randn(2, 4, 3, 6, generator=generator)
         normed = norm(x).numpy()
     image = x.numpy().astype(np.float64)
-    mean, variance = image.mean(axis=1, keepdims=True), image.var(axis=1, keepdims=True)
+    mean, variance = image.mean(axis=-1, keepdims=True), image.var(axis=-1, keepdims=True)
     expected = (image - mean) / np.sqrt(variance + 1e-6)
     weight, bias = norm.weight.detach().numpy(), norm.bias.detach().numpy()
-    expected = expected * weight[None, :, None, None] + bias[None, :, None, None]
+    expected = expected * weight + bias
     np.testing.assert_allclose(normed, expected, atol=1e-5)
 
 
 def test_layer_norm_of_flat_channels_is_finite() -> None:
     # A black image gives equal channels: without ε this divides zero by zero.
-    normed = ChannelLayerNorm(4)(torch.full((1, 4, 2, 2), 3.0))
+    normed = ChannelLayerNorm(4)(torch.full((1, 2, 2, 4), 3.0))
     torch.testing.assert_close(normed, torch.zeros_like(normed))
 
 
 def test_gate_multiplies_the_first_half_by_the_second() -> None:
-    x = torch.tensor([1.0, 2.0, 3.0, 5.0, 7.0, 11.0]).view(1, 6, 1, 1)
+    x = torch.tensor([1.0, 2.0, 3.0, 5.0, 7.0, 11.0]).view(1, 1, 1, 6)
     assert SimpleGate()(x).flatten().tolist() == [5.0, 14.0, 33.0]
 
 
