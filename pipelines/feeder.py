@@ -15,6 +15,7 @@ source instead: a reader waits until the worker has come near enough.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -49,6 +50,7 @@ _Columns = dict[str, NDArray[Any]]
 _MAX_BLOCK_BYTES, _AHEAD_BLOCKS, _STORE_PARTS = 64 * 2**20, 4, 4
 _REQUESTS_AHEAD = 3
 _MAX_RESTARTS = 3
+_STATISTICS_TIMEOUT_S = 5.0
 _DEATHS = (ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError)
 
 
@@ -146,7 +148,8 @@ class _Feed:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         # One thread hands out blocks, others let readers go on.
-        actor = ray.remote(num_cpus=0, concurrency_groups={"pace": reading.num_readers})(Feeder)
+        groups = {"pace": reading.num_readers, "tell": 1}
+        actor = ray.remote(num_cpus=0, concurrency_groups=groups)(Feeder)
         self._feeder: ActorHandle = actor.options(scheduling_strategy=_here()).remote(reading)
 
     def batches(self) -> Iterator[PatchBatch]:
@@ -177,6 +180,10 @@ class _Feed:
                 expected += 1
 
     def close(self) -> None:
+        """End the reading; what Ray Data counted goes to the log."""
+        with contextlib.suppress(RayError):  # it may be dead already
+            statistics = self._feeder.statistics.remote()
+            log.info("Ray Data's statistics:\n%s", ray.get(statistics, timeout=_STATISTICS_TIMEOUT_S))
         ray.kill(self._feeder)
 
 
@@ -221,6 +228,11 @@ class Feeder:
             return None
         (ref,) = bundle.block_refs
         return [ref]
+
+    @ray.method(concurrency_group="tell")
+    def statistics(self) -> str:
+        """Ray Data's own, of what has been read so far."""
+        return self._dataset.stats()
 
     @ray.method(concurrency_group="pace")
     def wait_for_turn(self, turn: int) -> None:

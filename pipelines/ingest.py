@@ -112,13 +112,24 @@ class Stopwatch:
     """Time spent waiting for the next item of an iterator."""
 
     def __init__(self) -> None:
-        self.waited_s = 0.0
+        self.waited_s = self.first_s = 0.0
+        self._begin = self._end = 0.0
 
     def over(self, batches: Iterator[PatchBatch]) -> Iterator[PatchBatch]:
+        self._begin = time.perf_counter()
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
-            self.waited_s += time.perf_counter() - start
+            self._end = time.perf_counter()
+            self.waited_s += self._end - start
             if batch is None:
                 return
+            if not self.first_s:
+                self.first_s = self.waited_s
             yield batch
+
+    @property
+    def share(self) -> float:
+        """Part of the time after the first batch that was spent waiting."""
+        after_first_s = self._end - self._begin - self.first_s
+        return (self.waited_s - self.first_s) / after_first_s if after_first_s > 0 else 0.0

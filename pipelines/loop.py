@@ -85,8 +85,9 @@ def _run(trainer: Trainer, journal: Journal, left: list[Span], end: int, *, resu
                     trainer.save()
                     saved_at = time.monotonic()
                 if wants_stop:
-                    journal.write(trainer.samples, {}, event="stopped")
+                    journal.write(trainer.samples, _waiting(context, watch), event="stopped")
                     return
+        journal.write(trainer.samples, _waiting(context, watch))
     if not any(entry.samples == trainer.samples for entry in trainer.ledger.entries()):
         trainer.save()
     if context.rank == 0:
@@ -162,6 +163,22 @@ def _agree(context: TrainContext, config: RunConfig, saved_at: float) -> tuple[b
         dist.broadcast(wishes, src=0)
     stop, save = wishes.tolist()
     return bool(stop), bool(save)
+
+
+def _waiting(context: TrainContext, watch: Stopwatch) -> dict[str, float]:
+    """How long each rank waited for its first batch of a span, and what part of its time for later ones."""
+    own = torch.tensor([watch.first_s, watch.share], device=context.device)
+    of_ranks = [torch.empty_like(own) for _ in range(context.world_size)]
+    if context.world_size > 1:
+        dist.all_gather(of_ranks, own)
+    else:
+        of_ranks = [own]
+    names = ("data/first_batch_s", "data/wait")
+    return {
+        f"{name}/rank{rank}": value
+        for rank, values in enumerate(of_ranks)
+        for name, value in zip(names, values.tolist(), strict=True)
+    }
 
 
 def _slowest(seconds: float, context: TrainContext) -> float:

@@ -308,6 +308,11 @@ def _check_resources(config: RunConfig) -> None:
             if not have.get("GPU")
             else "Lower scaling.num_workers",
         )  # fmt: skip
+    log.info(
+        "CPU budget: %d workers of %g and their %d readers of %g make %g of %g",
+        scaling.num_workers, scaling.cpus_per_worker, scaling.num_workers * scaling.readers_per_worker,
+        scaling.reader_cpus, cpus, have.get("CPU", 0),
+    )  # fmt: skip
     if cpus > have.get("CPU", 0) + 1e-6:
         raise CapabilityError(
             "not enough CPUs for the training workers and their readers",

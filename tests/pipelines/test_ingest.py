@@ -142,4 +142,6 @@ def test_stopwatch_counts_only_the_waiting(monkeypatch: pytest.MonkeyPatch) -> N
         next(clock)  # a step of training
     assert items == [1, 2, 3]
     # Three items and the end, one tick each; the three steps between do not count.
-    assert watch.waited_s == 4
+    assert (watch.waited_s, watch.first_s) == (4, 1)
+    # It begins at 0, has the first at 2 and ends at 11; the tick before the first request belongs to it too.
+    assert watch.share == pytest.approx(3 / 10)

@@ -75,6 +75,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def _check_reading_is_told(run: Path) -> None:
+    """What each worker waited for, in the journal; what Ray Data counted, in each worker's log."""
+    told = [json.loads(line)["metrics"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    stages = [metrics for metrics in told if "data/wait/rank0" in metrics]
+    assert len(stages) == 2
+    for rank in (0, 1):
+        assert all(0 < metrics[f"data/first_batch_s/rank{rank}"] < 60 for metrics in stages)
+        assert all(0 <= metrics[f"data/wait/rank{rank}"] < 1 for metrics in stages)
+        text = (run / "logs" / f"rank{rank}.log").read_text()
+        assert text.count("Ray Data's statistics") == 2 and "blocks produced" in text
+    assert (
+        "CPU budget: 2 workers of 0.75 and their 2 readers of 0.2"
+        in (run / "logs" / "driver.log").read_text()
+    )
+
+
 @pytest.mark.ray
 def test_from_photos_to_a_restored_photo(place: Path) -> None:
     run = ("train", "--config", "recipe.yaml", "--data", "stores/train", "--val", "stores/test")
@@ -82,6 +98,7 @@ def test_from_photos_to_a_restored_photo(place: Path) -> None:
     assert trained["num_workers"] == 2 and trained["samples"] >= 1200
     assert all(Path(picture).stat().st_size > 1000 for picture in trained["pictures"])
     assert "finished already" in _nafnet(*run, "--name", "first", cwd=place, code=2).stderr
+    _check_reading_is_told(Path(trained["run"]))
 
     report = _json("evaluate", "first", "stores/test", cwd=place)
     assert report["num_images"] == 4
