@@ -8,9 +8,22 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from pipelines.config.base import Section
+from pipelines.urls import holds_credentials, public
 
-Place = Annotated[str, BeforeValidator(os.fspath)]
-"""A path, or a URL of any file system that pyarrow or fsspec knows."""
+
+def _place(value: str | os.PathLike[str]) -> str:
+    text = os.fspath(value)
+    if holds_credentials(text):
+        # The configuration goes into the run's folder, its checkpoints and MLflow.
+        raise ValueError(
+            f"no credentials in the URL {public(text)}: they would be written into the run's records. "
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+    return text
+
+
+Place = Annotated[str, BeforeValidator(_place)]
+"""A path, or a URL of any file system that pyarrow or fsspec knows, without credentials."""
 
 
 class StoreSection(Section):
