@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +27,7 @@ from typing import Any
 
 from nafnet_core import CapabilityError, InputError, NAFNetError
 from nafnet_core.transforms import crop_corners
+from pipelines import nodes
 from pipelines.duplicates import find_duplicates, refuse_duplicate
 from pipelines.files import json_bytes, write_json_lines
 from pipelines.images import MAX_MEGAPIXELS
@@ -59,8 +61,8 @@ _Folder = LocalFolder | RemoteFolder
 class PrepareConfig:
     """What `run` makes of a source."""
 
-    out: Path | str
-    """Folder, or a URL of one."""
+    out: Path | str = field(repr=False)
+    """Folder, or a URL of one, which may hold credentials: not to be shown as it is."""
     name: str = ""
     split: str = "train"
     format: Format = "parquet"
@@ -83,7 +85,7 @@ class PrepareConfig:
 class PrepareResult:
     """The finished store."""
 
-    out: Path | str
+    out: Path | str = field(repr=False)
     manifest: Manifest
     refused: tuple[Row, ...]
     suspects: tuple[Row, ...] = ()
@@ -99,6 +101,8 @@ class _ShardJob:
     config: PrepareConfig
     duplicates: dict[str, str]
     """Those of `refs` that come for the second time, with the key of the first."""
+    token: str
+    """By which a worker knows the run's folder, see `pipelines/nodes.py`."""
 
     @property
     def file(self) -> str:
@@ -149,7 +153,9 @@ def _run(
 ) -> PrepareResult:
     store = folder(config.out)
     _claim(store.below(PROGRESS), config, source, refs)
-    jobs = list(_jobs(refs, config))
+    token = uuid.uuid4().hex
+    nodes.mark(store.below(PROGRESS), token)
+    jobs = list(_jobs(refs, config, token))
     files, notes = set(store.names()), set(store.below(PROGRESS).names())
     todo = [job for job in jobs if not (job.note in notes and job.file in files)]
     done = len(jobs) - len(todo)
@@ -162,7 +168,7 @@ def _run(
     return _finish(source, jobs, config)
 
 
-def _jobs(refs: Sequence[PairRef], config: PrepareConfig) -> Iterator[_ShardJob]:
+def _jobs(refs: Sequence[PairRef], config: PrepareConfig, token: str) -> Iterator[_ShardJob]:
     duplicates = find_duplicates(refs)
     if config.strict:
         for ref in refs:
@@ -170,7 +176,7 @@ def _jobs(refs: Sequence[PairRef], config: PrepareConfig) -> Iterator[_ShardJob]
     for number, start in enumerate(range(0, len(refs), config.pairs_per_shard)):
         mine = tuple(refs[start : start + config.pairs_per_shard])
         twice = {ref.key: duplicates[ref.key] for ref in mine if ref.key in duplicates}
-        yield _ShardJob(number=number, refs=mine, config=config, duplicates=twice)
+        yield _ShardJob(number=number, refs=mine, config=config, duplicates=twice, token=token)
 
 
 def _work(jobs: list[_ShardJob], use_ray: bool) -> Iterator[None]:
@@ -201,14 +207,19 @@ def _write_row(row: dict[str, Any]) -> dict[str, Any]:
         _write(row["job"])
     except NAFNetError as error:
         return {"refused": str(error), "is_input": isinstance(error, InputError)}
+    except OSError as error:  # a full disk
+        line = CapabilityError(error.strerror or str(error), file=error.filename)
+        return {"refused": str(line), "is_input": False}
     return {"refused": "", "is_input": False}
 
 
 def _write(job: _ShardJob) -> None:
     """Write one shard, then its note. Either is whole or absent."""
+    store = folder(job.config.out)
+    nodes.check_folder(store.below(PROGRESS), job.token)
+    nodes.check_images(job.refs)
     findings = Findings()
     pairs = _crops(job, findings)
-    store = folder(job.config.out)
     with store.staged(job.file) as path:
         count, digests, min_side = write_shard(path, pairs, format=job.config.format, codec=job.config.codec)
         info = shard_info(path, count)

@@ -24,6 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from nafnet_core import CapabilityError, InputError
@@ -358,7 +359,7 @@ def _filesystem(url: str) -> tuple[pafs.FileSystem, str]:
     """File system and path of a URL: pyarrow's own where it has one, else fsspec's."""
     try:
         filesystem, path = pafs.FileSystem.from_uri(url)
-    except (pafs.pa.ArrowInvalid, pafs.pa.ArrowNotImplementedError) as refusal:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as refusal:
         import fsspec
 
         try:

@@ -1,8 +1,9 @@
-"""A real S3-compatible server on this machine, and a proxy before it that fails as networks and buckets do."""
+"""A real S3-compatible server on this machine, and a proxy before it that fails as networks do."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import subprocess
 import sys
@@ -15,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from pipelines.storage import RemoteFolder, folder
+
 _START_S = 30.0
 _BLOCK_BYTES = 2**16
-_SLOW_DOWN = (
-    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-)
+_SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Slow down.</Message></Error>"
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,33 @@ class Server:
     """An S3 server's address."""
 
     host_port: str
+    log: Path | None = None
 
     def url(self, path: str, **options: str) -> str:
         """URL of `bucket/path`, as a user would write it for a server that is not Amazon's."""
         options = {"endpoint_override": f"http://{self.host_port}", "region": "us-east-1"} | options
         return f"s3://{path}?" + "&".join(f"{name}={quote(value)}" for name, value in options.items())
+
+    def upload(self, source: Path, path: str) -> str:
+        """Copy a folder to `bucket/path`; returns its URL."""
+        place = folder(self.url(path))
+        assert isinstance(place, RemoteFolder)
+        for file in source.rglob("*"):
+            if file.is_file():
+                place.upload(file, file.relative_to(source).as_posix())
+        return self.url(path)
+
+    def objects(self, path: str) -> dict[str, int]:
+        """Sizes of all objects below `bucket/path`."""
+        place = folder(self.url(path))
+        assert isinstance(place, RemoteFolder)
+        return place.files_below()
+
+    def requests(self) -> list[str]:
+        """All requests until now, as `GET /bucket/key`."""
+        assert self.log is not None
+        lines = re.findall(rb'"(?:\x1b\[[0-9;]*m)*([A-Z]+ /\S*)', self.log.read_bytes())
+        return [line.decode() for line in lines]
 
     def make_bucket(self, name: str) -> None:
         request = urllib.request.Request(f"http://{self.host_port}/{name}", method="PUT")
@@ -55,7 +78,7 @@ def s3_server(log: Path) -> Iterator[Server]:
             except OSError:
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.05)
-        yield Server(f"127.0.0.1:{port}")
+        yield Server(f"127.0.0.1:{port}", log)
     finally:
         process.kill()
         process.wait()
