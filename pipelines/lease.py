@@ -6,8 +6,8 @@ A bucket has no locks. There a run writes a note of its own and then looks for n
 shows a file to everybody once it is written (as S3, GCS and Azure do) shows the later of two the earlier's
 note, so at most one goes on. Of two that begin in the same moment both may be refused. The note is written
 anew every few seconds. One that is not was left by a run that was killed: on the same machine that is seen at
-once, from another one after a minute, by the storage's own clock. A holder that was cut off for so long finds
-its note gone when it comes back, and stops; what it had under way until then are the same shards.
+once, from another one after two minutes, by the storage's own clock. A holder that was cut off for so long
+finds its note gone when it comes back, and stops; what it had under way until then are the same shards.
 """
 
 from __future__ import annotations
@@ -34,23 +34,25 @@ log = logging.getLogger(__name__)
 _LOCK = "lock"
 _PREFIX = "run-"
 _RENEW_S = 10.0
-# Longer than a storage that fails for a while is waited for, and than the notes of two renewals.
-EXPIRE_S = 60.0
+# Longer than a storage that fails is waited for, the S3 client's own attempts included: some 80 s.
+EXPIRE_S = 120.0
 _CLOCK_S = 2.0
+# Notes of this process that hold.
+_OURS: set[str] = set()
 
 
 @contextmanager
-def held(place: LocalFolder | RemoteFolder) -> Iterator[Callable[[], None]]:
-    """Hold a folder of notes; yields a check that it is still held.
+def held(store: LocalFolder | RemoteFolder, notes: str) -> Iterator[Callable[[], None]]:
+    """Hold a store, by what lies in its folder `notes`; yields a check that it is still held.
 
     Raises:
         InputError: another run holds it, or, from the check, has taken it over.
     """
-    if isinstance(place, LocalFolder):
-        with locked(place.path / _LOCK):
+    if isinstance(store, LocalFolder):
+        with locked(store.path / notes / _LOCK):
             yield lambda: None
         return
-    lease = _Lease(place)
+    lease = _Lease(store, store.below(notes))
     lease.take()
     renewing = threading.Thread(target=lease.renew_for_ever, name="lease", daemon=True)
     renewing.start()
@@ -63,16 +65,17 @@ def held(place: LocalFolder | RemoteFolder) -> Iterator[Callable[[], None]]:
 
 
 class _Lease:
-    def __init__(self, place: RemoteFolder) -> None:
-        self._place = place
+    def __init__(self, store: RemoteFolder, place: RemoteFolder) -> None:
+        self._store, self._place = store, place
         self._name = f"{_PREFIX}{uuid.uuid4().hex}.json"
         self._is_lost = False
         self.ended = threading.Event()
 
     def take(self) -> None:
         """Write the note, unless another run has one. Raises `InputError`."""
-        self._write()
+        _OURS.add(self._name)
         try:
+            self._write()
             written = self._place.written_at()
             now = written.get(self._name)
             for name in self._place.names():
@@ -96,16 +99,17 @@ class _Lease:
     def check(self) -> None:
         if self._is_lost:
             raise InputError(
-                "another run has taken this folder over, as this one gave no sign for a minute",
-                file=self._place,
+                "another run has taken this folder over, as this one gave no sign for two minutes",
+                file=self._store,
                 fix="Wait for the other one",
             )
 
     def give_up(self) -> None:
+        _OURS.discard(self._name)
         try:
             self._place.delete(self._name)
         except (NAFNetError, OSError) as error:
-            log.warning("the note of this run stays behind, for a minute: %s", error)
+            log.warning("the note of this run stays behind: %s", error)
 
     def _write(self) -> None:
         self._place.write(self._name, json.dumps(_this_process()).encode())
@@ -118,7 +122,8 @@ class _Lease:
             return
         except ValueError:
             owner = {}
-        if _is_dead(owner) or (age_s is not None and age_s > EXPIRE_S):
+        is_ours = owner.get("machine") == _machine() and owner.get("pid") == os.getpid()
+        if (name not in _OURS if is_ours else _is_dead(owner)) or (age_s is not None and age_s > EXPIRE_S):
             self._place.delete(name)
             return
         if age_s is None:
@@ -127,7 +132,7 @@ class _Lease:
             fix = f"Wait for it; if it was killed, run this again in {max(1, round(EXPIRE_S - age_s))} s"
         raise InputError(
             "another run is at work in this folder",
-            file=self._place,
+            file=self._store,
             got=f"process {owner.get('pid')} on {owner.get('host')}",
             fix=f"{fix}, or choose another --out",
         )

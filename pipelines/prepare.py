@@ -134,7 +134,7 @@ def run(
     if store.size(MANIFEST) is not None and not progress.names():
         raise _finished_already(store)
     progress.make()
-    with held(progress) as check_held:
+    with held(store, PROGRESS) as check_held:
         if store.size(MANIFEST) is not None:
             # By the run that was at work until now, or by one that was killed at its very end.
             progress.remove()

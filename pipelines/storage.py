@@ -35,7 +35,7 @@ from pipelines.urls import absolute, is_url, public
 log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 4 * 2**20
-# Half a minute and more in all: longer than a bucket's throttling or a server's restart usually lasts.
+# Half a minute, with the S3 client's own attempts 80 s: longer than throttling or a server's restart lasts.
 _DELAYS_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 # What asking again does not change; pyarrow gives most of these as a plain OSError with a telling text.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from nafnet_core.errors import InputError
 from pipelines.config.base import Section
 from pipelines.urls import holds_credentials, public
 
@@ -14,10 +15,11 @@ from pipelines.urls import holds_credentials, public
 def _place(value: str | os.PathLike[str]) -> str:
     text = os.fspath(value)
     if holds_credentials(text):
-        # The configuration goes into the run's folder, its checkpoints and MLflow.
-        raise ValueError(
-            f"no credentials in the URL {public(text)}: they would be written into the run's records. "
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        # No ValueError: pydantic's message would quote the URL.
+        raise InputError(
+            "credentials in a URL would be written into the run's records",
+            file=public(text),
+            fix="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         )
     return text
 
