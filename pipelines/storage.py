@@ -15,7 +15,6 @@ import logging
 import os
 import random
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -259,10 +258,8 @@ class RemoteFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file. Raises `CapabilityError`."""
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(content)
-            file.flush()
-            self.upload(Path(file.name), name)
+        with self.staged(name) as path:
+            path.write_bytes(content)
 
     def make(self) -> None:
         """Make the folder, where the file system has any. Raises `CapabilityError`."""

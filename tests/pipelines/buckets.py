@@ -50,6 +50,10 @@ class Server:
         assert isinstance(place, RemoteFolder)
         return place.files_below()
 
+    def remove(self, path: str) -> None:
+        """Delete `bucket/path` and all below."""
+        folder(self.url(path)).remove()
+
     def requests(self) -> list[str]:
         """All requests until now, as `GET /bucket/key`."""
         assert self.log is not None
