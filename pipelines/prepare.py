@@ -16,6 +16,7 @@ with the reason; those that look wrong (`screening`) are kept, and listed as wel
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
 import uuid
@@ -199,6 +200,9 @@ def _work(jobs: list[_ShardJob], use_ray: bool) -> Iterator[None]:
             if row["refused"]:
                 raise (InputError if row["is_input"] else CapabilityError)(row["refused"])
             yield
+        # What an execution leaves behind, 15 KiB a shard, refers to itself: it would lie there for long.
+        del dataset, rows
+        gc.collect()
 
 
 def _write_row(row: dict[str, Any]) -> dict[str, Any]:
