@@ -84,7 +84,7 @@ def throughput_rows(folder: Path, rounds: int) -> Rows:
     return {
         "prepare through Ray, 512² crops as PNG in Parquet, all cores": _row(mine, "pairs/s"),
         "decoding and encoding alone, all cores": _row(bare, "pairs/s"),
-        "prepare, share of the rate of decoding and encoding alone": _row(mine / bare, "", at_least=0.8),
+        "prepare, share of the rate of decoding and encoding alone": _row(mine / bare, "", at_least=0.7),
     }
 
 

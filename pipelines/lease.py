@@ -78,10 +78,9 @@ class _Lease:
             self._write()
             written = self._place.written_at()
             now = written.get(self._name)
-            for name in self._place.names():
+            for name, then in written.items():
                 if name.startswith(_PREFIX) and name != self._name:
-                    age_s = None if now is None or name not in written else now - written[name]
-                    self._refuse_if_alive(name, age_s)
+                    self._refuse_if_alive(name, None if now is None or then is None else now - then)
         except BaseException:
             self.give_up()
             raise
@@ -105,11 +104,12 @@ class _Lease:
             )
 
     def give_up(self) -> None:
-        _OURS.discard(self._name)
         try:
             self._place.delete(self._name)
         except (NAFNetError, OSError) as error:
             log.warning("the note of this run stays behind: %s", error)
+        finally:
+            _OURS.discard(self._name)
 
     def _write(self) -> None:
         self._place.write(self._name, json.dumps(_this_process()).encode())

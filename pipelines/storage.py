@@ -17,7 +17,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -210,16 +210,17 @@ class RemoteFolder:
 
         return self._patiently(name, files_below)
 
-    def written_at(self) -> dict[str, float]:
+    def written_at(self) -> dict[str, float | None]:
         """When each file right in this folder was written, in seconds by the storage's own clock.
 
-        Files of which the file system does not say are left out.
+        None where the file system does not say.
         """
 
-        def written_at() -> dict[str, float]:
+        def written_at() -> dict[str, float | None]:
             filesystem, path = self._at()
             infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-            return {i.base_name: i.mtime_ns / 1e9 for i in infos if i.mtime_ns is not None and i.is_file}
+            times = {info.base_name: info.mtime_ns for info in infos if info.is_file}
+            return {name: None if time_ns is None else time_ns / 1e9 for name, time_ns in times.items()}
 
         return self._patiently("", written_at)
 
@@ -279,8 +280,9 @@ class RemoteFolder:
             CapabilityError.
         """
         with self.scratch() as scratch:
-            yield scratch / name
-            self.upload(scratch / name, name)
+            path = scratch / Path(name).name
+            yield path
+            self.upload(path, name)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -293,7 +295,7 @@ class RemoteFolder:
 
         def delete() -> None:
             filesystem, path = self._at(name)
-            if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+            with suppress(FileNotFoundError):
                 filesystem.delete_file(path)
 
         self._patiently(name, delete)

@@ -33,9 +33,9 @@ def public(place: str | os.PathLike[str]) -> str:
     scheme, _, rest = base.partition("://")
     authority, slash, path = rest.partition("/")
     _, colon, port = authority.rpartition("@")[2].partition(":")
-    if colon and not port.isdecimal() and "@" in path:
+    if colon and not port.isdecimal():
         # A secret with a slash in it, which should have been %2F: no tool takes it, nor may it be shown.
-        authority, slash, path = path.rpartition("@")[2].partition("/")
+        authority, slash, path = "…", "/", path.rpartition("@")[2]
     options = {
         name: value
         for name, value in parse_qsl(query, keep_blank_values=True)

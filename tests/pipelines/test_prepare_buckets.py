@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,28 @@ def test_one_run_at_a_time_and_a_killed_one_is_seen_at_once(
     assert [name for name in s3.objects(f"{bucket}/store") if "run-" in name]
     prepare.run(pairs, pairs.pairs(), config_for(url))
     assert not [name for name in s3.objects(f"{bucket}/store") if "run-" in name]
+
+
+def test_of_several_that_begin_together_at_most_one_goes_on(s3: Server, bucket: str) -> None:
+    store = remote(s3.url(f"{bucket}/store"))
+    begin, all_tried = threading.Barrier(4), threading.Barrier(4)
+
+    def one() -> bool:
+        begin.wait(60)
+        try:
+            with held(store, PROGRESS):
+                all_tried.wait(60)
+                return True
+        except InputError:
+            all_tried.wait(60)
+            return False
+
+    for _ in range(5):
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(job.result() for job in [pool.submit(one) for _ in range(4)]) <= 1
+        assert store.below(PROGRESS).names() == []
+    with held(store, PROGRESS) as check:
+        check()
 
 
 def test_the_note_of_another_machine_holds_for_two_minutes(
