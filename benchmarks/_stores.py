@@ -24,10 +24,7 @@ _SHARD_PAIRS = 256
 
 def make_stores(folder: Path, num_photos: int) -> None:
     """`raw`, `png` and the peer's LMDBs, of the same crops; what is there is kept."""
-    data = os.environ.get("NAFNET_DATA")
-    if not (folder / "pairs").is_dir():
-        photos = _unsplash(Path(data), num_photos) if data else _shipped(folder / "photos", num_photos)
-        synth.run(synth.SynthConfig(sharp=photos, out=folder / "pairs"))
+    make_pairs(folder, num_photos)
     source = find_source(folder / "pairs", split="train")
     for format, codec in (("lmdb", "raw"), ("parquet", "png")):
         if not (folder / codec).is_dir():
@@ -37,6 +34,14 @@ def make_stores(folder: Path, num_photos: int) -> None:
             prepare.run(source, source.pairs(), config)
     if not (folder / "basicsr").is_dir():
         loaders.write_png_lmdbs(PairStore(folder / "raw"), folder / "basicsr")
+
+
+def make_pairs(folder: Path, num_photos: int) -> None:
+    """`pairs`, of photos; what is there is kept."""
+    data = os.environ.get("NAFNET_DATA")
+    if not (folder / "pairs").is_dir():
+        photos = _unsplash(Path(data), num_photos) if data else _shipped(folder / "photos", num_photos)
+        synth.run(synth.SynthConfig(sharp=photos, out=folder / "pairs"))
 
 
 def _unsplash(data: Path, number: int) -> list[Path]:

@@ -28,8 +28,9 @@ from pipelines.models import LoadedModel
 from pipelines.pictures import before_after, scored_panels
 from pipelines.scoring import ImageScore, Protocol, score_image
 from pipelines.shards import Pair
-from pipelines.sources import PairRef, find_source, two_sides
-from pipelines.store import MANIFEST, PROGRESS, PairStore, digest_of
+from pipelines.sources import PairRef, find_source, place, two_sides
+from pipelines.store import PairStore, digest_of, is_store
+from pipelines.urls import local_path, public
 from pipelines.workspace import Workspace
 
 SCHEMA_VERSION = 1
@@ -78,21 +79,22 @@ class EvaluateResult:
 class Pairs:
     """Pairs to score: a PairStore, a folder of pairs, or two folders."""
 
-    def __init__(self, first: Path, second: Path | None = None) -> None:
+    def __init__(self, first: Path | str, second: Path | str | None = None) -> None:
         """Open `first` as a store or a folder of pairs, or `first` and `second` as blurred and sharp folders.
 
         Raises:
             InputError: no store and no pairs, or folders that do not match.
         """
-        self.label = str(first) if second is None else f"{first} and {second}"
+        first = local_path(first)
+        self.label = public(first) if second is None else f"{public(first)} and {public(second)}"
         self._store: PairStore | None = None
         self._refs: list[PairRef] = []
         if second is not None:
-            self._refs = two_sides(first, second).pairs()
-        elif not first.is_dir() or any((first / name).exists() for name in (MANIFEST, PROGRESS)):
+            self._refs = two_sides(place(first), place(second)).pairs()
+        elif is_store(first) or not place(first).is_dir():
             self._store = PairStore(first)
         else:
-            self._refs = find_source(first, split="test").pairs()
+            self._refs = find_source(place(first), split="test").pairs()
 
     def __len__(self) -> int:
         return len(self._refs) if self._store is None else len(self._store)

@@ -247,11 +247,13 @@ class Reader:
     def __init__(self, reading: Reading, feeder: ActorHandle) -> None:
         self._reading, self._feeder = reading, feeder
         self._prefetcher: Prefetcher | None = None
-        self._stores = [PairStore(root, cache_gib=reading.cache_gib) for root in reading.roots]
+        self._stores: list[PairStore] = []
 
     def __call__(self, row: dict[str, NDArray[np.int64]]) -> Iterator[dict[str, Any]]:
         """Number of a reader → its blocks, a row each, for as long as the reading lasts."""
         reading, reader = self._reading, int(row["reader"][0])
+        # Not in the constructor: an actor that fails there counts as dead, and is started again and again.
+        self._stores = [PairStore(root, cache_gib=reading.cache_gib) for root in reading.roots]
         if reader == 0:  # for all of them: they share the node's cache
             self._prefetcher = Prefetcher(
                 reading.plan,

@@ -39,7 +39,12 @@ def written_aside(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     with written_aside(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        temporary.write_bytes(json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """`content` as indented JSON."""
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
 @contextmanager

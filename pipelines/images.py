@@ -90,7 +90,7 @@ def read_photo(source: Path | bytes, *, name: str = "", max_megapixels: float = 
     Raises:
         InputError: missing, no image, truncated, animated, of 32-bit values, or too large.
     """
-    file = source if isinstance(source, Path) else Path(name)
+    file = source if isinstance(source, Path) else name  # a path would make `s3:/` of a URL
     if isinstance(source, Path) and not source.is_file():
         raise InputError("no such image", file=source)
     content = source if isinstance(source, Path) else io.BytesIO(source)
@@ -146,15 +146,16 @@ def write_photo(path: Path, photo: Photo, *, jpeg_quality: int = 95) -> None:
 
 
 @contextmanager
-def _pillow_errors(path: Path, source: Path | bytes) -> Iterator[None]:
+def _pillow_errors(path: Path | str, source: Path | bytes) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of images over 89 MP
             yield
     except UnidentifiedImageError as error:
-        if path.suffix.lower() in FOREIGN_SUFFIXES:
+        suffix = Path(str(path).partition("?")[0]).suffix
+        if suffix.lower() in FOREIGN_SUFFIXES:
             raise InputError(
-                f"{path.suffix} files are not read", file=path, fix="Export it as JPEG, PNG or TIFF"
+                f"{suffix} files are not read", file=path, fix="Export it as JPEG, PNG or TIFF"
             ) from error
         num_bytes = source.stat().st_size if isinstance(source, Path) else len(source)
         raise InputError(
@@ -172,7 +173,7 @@ def _pillow_errors(path: Path, source: Path | bytes) -> Iterator[None]:
         ) from error
 
 
-def _check_size(image: Image.Image, path: Path, max_megapixels: float) -> None:
+def _check_size(image: Image.Image, path: Path | str, max_megapixels: float) -> None:
     """Before anything is decoded: a few hundred bytes may declare gigabytes."""
     width, height = image.size
     if width * height > max_megapixels * 1e6:

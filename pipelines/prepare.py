@@ -2,10 +2,12 @@
 
     nafnet prepare pairs/ --out store/ --crop 512 --stride 256
     nafnet prepare pairs/ --out store/ --crop 128 --stride 128 --format lmdb --codec raw   # small and fast
+    nafnet prepare s3://bucket/pairs --out s3://bucket/stores/train
 
 A shard covers a fixed range of source pairs, so what it holds does not depend on who writes it. Finished
 shards leave a note under `STORE/.progress`; an interrupted run goes on from these and ends with the same
-digest. Several shards are written as a Ray Data job, a single one in this process.
+digest. Several shards are written as a Ray Data job, a single one in this process. Into a bucket each is
+uploaded whole, then its note; one run at a time is at work in a store, see `pipelines/lease.py`.
 
 Pairs that cannot be used (`PairRef.read`) and those that come twice (`duplicates`) are refused, and listed
 with the reason; those that look wrong (`screening`) are kept, and listed as well.
@@ -14,23 +16,28 @@ with the reason; those that look wrong (`screening`) are kept, and listed as wel
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
-import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nafnet_core import InputError
+from nafnet_core import CapabilityError, InputError, NAFNetError
 from nafnet_core.transforms import crop_corners
+from pipelines import nodes
 from pipelines.duplicates import find_duplicates, refuse_duplicate
-from pipelines.files import locked, make_folder, write_json, write_json_lines
+from pipelines.files import json_bytes, write_json_lines
 from pipelines.images import MAX_MEGAPIXELS
+from pipelines.lease import held
 from pipelines.scenes import SceneList
 from pipelines.screening import Findings, Row
 from pipelines.shards import Codec, Format, Pair, write_shard
 from pipelines.sources import PairRef, Source
+from pipelines.storage import LocalFolder, RemoteFolder, folder
 from pipelines.store import (
     MANIFEST,
     PROGRESS,
@@ -42,15 +49,21 @@ from pipelines.store import (
     ShardInfo,
     shard_info,
 )
+from pipelines.urls import local_path
 
-_LOCK = "lock"
+_JOB = "job.json"
+# A wave is one Ray Data execution: what it keeps of each shard, and takes before the first, is bounded.
+_MIN_WAVE_SHARDS, _WAVE_SHARDS_A_CPU = 512, 32
+_NUM_READS = 16  # notes read at a time: one takes a bucket some 50 ms
+_Folder = LocalFolder | RemoteFolder
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """What `run` makes of a source."""
 
-    out: Path
+    out: Path | str = field(repr=False)
+    """Folder, or a URL of one, which may hold credentials: not to be shown as it is."""
     name: str = ""
     split: str = "train"
     format: Format = "parquet"
@@ -73,7 +86,7 @@ class PrepareConfig:
 class PrepareResult:
     """The finished store."""
 
-    out: Path
+    out: Path | str = field(repr=False)
     manifest: Manifest
     refused: tuple[Row, ...]
     suspects: tuple[Row, ...] = ()
@@ -89,14 +102,16 @@ class _ShardJob:
     config: PrepareConfig
     duplicates: dict[str, str]
     """Those of `refs` that come for the second time, with the key of the first."""
+    token: str
+    """By which a worker knows the run's folder, see `pipelines/nodes.py`."""
 
     @property
-    def path(self) -> Path:
-        return self.config.out / f"shard-{self.number:05d}.{self.config.format}"
+    def file(self) -> str:
+        return f"shard-{self.number:05d}.{self.config.format}"
 
     @property
-    def note(self) -> Path:
-        return self.config.out / PROGRESS / f"shard-{self.number:05d}.json"
+    def note(self) -> str:
+        return f"shard-{self.number:05d}.json"
 
 
 def run(
@@ -111,30 +126,50 @@ def run(
     Raises:
         InputError: impossible options, another store or another run in that place, a folder that cannot be
             written, no usable pair, or (with `strict`) the first refused one.
+        CapabilityError: a bucket that does not answer; what was done until then is kept.
     """
     _check(config)
-    _refuse_finished(config)
-    make_folder(config.out / PROGRESS)
-    with locked(config.out / PROGRESS / _LOCK):
-        _refuse_finished(config)  # by the run that held the lock until now
-        return _run(source, refs, config, on_progress)
+    config = replace(config, out=local_path(config.out))
+    store = folder(config.out)
+    progress = store.below(PROGRESS)
+    if store.size(MANIFEST) is not None and not progress.names():
+        raise _finished_already(store)
+    progress.make()
+    with held(store, PROGRESS) as check_held:
+        if store.size(MANIFEST) is not None:
+            # By the run that was at work until now, or by one that was killed at its very end.
+            progress.remove()
+            raise _finished_already(store)
+        result = _run(source, refs, config, on_progress, check_held)
+    progress.remove()  # not before: the one who holds it would renew its note
+    return result
 
 
 def _run(
-    source: Source, refs: Sequence[PairRef], config: PrepareConfig, on_progress: Callable[[int, int], None]
+    source: Source,
+    refs: Sequence[PairRef],
+    config: PrepareConfig,
+    on_progress: Callable[[int, int], None],
+    check_held: Callable[[], None],
 ) -> PrepareResult:
-    _claim(config, source, refs)
-    jobs = list(_jobs(refs, config))
-    todo = [job for job in jobs if not (job.note.exists() and job.path.exists())]
+    store = folder(config.out)
+    _claim(store.below(PROGRESS), config, source, refs)
+    token = uuid.uuid4().hex
+    nodes.mark(store.below(PROGRESS), token)
+    jobs = list(_jobs(refs, config, token))
+    files, notes = set(store.names()), set(store.below(PROGRESS).names())
+    todo = [job for job in jobs if not (job.note in notes and job.file in files)]
     done = len(jobs) - len(todo)
     on_progress(done, len(jobs))
     for _ in _work(todo, config.use_ray):
+        check_held()
         done += 1
         on_progress(done, len(jobs))
+    check_held()
     return _finish(source, jobs, config)
 
 
-def _jobs(refs: Sequence[PairRef], config: PrepareConfig) -> Iterator[_ShardJob]:
+def _jobs(refs: Sequence[PairRef], config: PrepareConfig, token: str) -> Iterator[_ShardJob]:
     duplicates = find_duplicates(refs)
     if config.strict:
         for ref in refs:
@@ -142,7 +177,7 @@ def _jobs(refs: Sequence[PairRef], config: PrepareConfig) -> Iterator[_ShardJob]
     for number, start in enumerate(range(0, len(refs), config.pairs_per_shard)):
         mine = tuple(refs[start : start + config.pairs_per_shard])
         twice = {ref.key: duplicates[ref.key] for ref in mine if ref.key in duplicates}
-        yield _ShardJob(number=number, refs=mine, config=config, duplicates=twice)
+        yield _ShardJob(number=number, refs=mine, config=config, duplicates=twice, token=token)
 
 
 def _work(jobs: list[_ShardJob], use_ray: bool) -> Iterator[None]:
@@ -151,39 +186,54 @@ def _work(jobs: list[_ShardJob], use_ray: bool) -> Iterator[None]:
             _write(job)
             yield
         return
+    import ray
     import ray.data
 
     from cluster.connect import quiet_data_context
 
     quiet_data_context()
-    dataset = ray.data.from_items([{"job": job} for job in jobs], override_num_blocks=len(jobs))
-    for row in dataset.map(_write_row).iter_rows():
-        if row["refused"]:
-            raise InputError(row["refused"])
-        yield
+    wave = max(_MIN_WAVE_SHARDS, int(_WAVE_SHARDS_A_CPU * ray.cluster_resources().get("CPU", 1)))
+    for start in range(0, len(jobs), wave):
+        rows = [{"job": job} for job in jobs[start : start + wave]]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        for row in dataset.map(_write_row).iter_rows():
+            if row["refused"]:
+                raise (InputError if row["is_input"] else CapabilityError)(row["refused"])
+            yield
+        # What an execution leaves behind, 15 KiB a shard, refers to itself: it would lie there for long.
+        del dataset, rows
+        gc.collect()
 
 
-def _write_row(row: dict[str, Any]) -> dict[str, str]:
+def _write_row(row: dict[str, Any]) -> dict[str, Any]:
     # Raised in the task, it would come out as Ray's own error with pages of trace.
     try:
         _write(row["job"])
-    except InputError as error:
-        return {"refused": str(error)}
-    return {"refused": ""}
+    except NAFNetError as error:
+        return {"refused": str(error), "is_input": isinstance(error, InputError)}
+    except OSError as error:  # a full disk
+        line = CapabilityError(error.strerror or str(error), file=error.filename)
+        return {"refused": str(line), "is_input": False}
+    return {"refused": "", "is_input": False}
 
 
 def _write(job: _ShardJob) -> None:
     """Write one shard, then its note. Either is whole or absent."""
+    store = folder(job.config.out)
+    nodes.check_folder(store.below(PROGRESS), job.token)
+    nodes.check_images(job.refs)
     findings = Findings()
     pairs = _crops(job, findings)
-    count, digests, min_side = write_shard(job.path, pairs, format=job.config.format, codec=job.config.codec)
+    with store.staged(job.file) as path:
+        count, digests, min_side = write_shard(path, pairs, format=job.config.format, codec=job.config.codec)
+        info = shard_info(path, count)
     note = {
-        "info": shard_info(job.path, count).model_dump(),
+        "info": info.model_dump(),
         "digests": base64.b64encode(digests).decode(),
         "min_side_px": min_side,
         **findings.to_json(),
     }
-    write_json(job.note, note)
+    store.below(PROGRESS).write(job.note, json_bytes(note))
 
 
 def _crops(job: _ShardJob, findings: Findings) -> Iterator[Pair]:
@@ -234,14 +284,13 @@ def _check(config: PrepareConfig) -> None:
         raise InputError("the largest image must be of more than 0 megapixels", got=config.max_megapixels)
 
 
-def _refuse_finished(config: PrepareConfig) -> None:
-    if (config.out / MANIFEST).exists():
-        raise InputError(
-            "there is a finished store already", file=config.out, fix="Remove it, or choose another --out"
-        )
+def _finished_already(store: _Folder) -> InputError:
+    return InputError(
+        "there is a finished store already", file=store, fix="Remove it, or choose another --out"
+    )
 
 
-def _claim(config: PrepareConfig, source: Source, refs: Sequence[PairRef]) -> None:
+def _claim(progress: _Folder, config: PrepareConfig, source: Source, refs: Sequence[PairRef]) -> None:
     """Notes of another job must not be taken for this one's: pin the job's identity beside them.
 
     Where the job before has written no pair yet, nothing is lost, and this one takes its place.
@@ -250,51 +299,63 @@ def _claim(config: PrepareConfig, source: Source, refs: Sequence[PairRef]) -> No
     keys = hashlib.sha256(json.dumps([ref.key for ref in refs]).encode()).hexdigest()
     # Through JSON, so that it compares with what was written.
     job = json.loads(json.dumps({**options, **source.options(), "pairs": keys}, default=str))
-    progress = config.out / PROGRESS
-    path = progress / "job.json"
-    earlier = json.loads(path.read_text()) if path.exists() else job
+    names = progress.names()
+    earlier = json.loads(progress.read(_JOB)) if _JOB in names else job
     changed = [name for name in job | earlier if job.get(name) != earlier.get(name)]
     if changed:
-        notes = list(progress.glob("shard-*.json"))
-        if any(json.loads(note.read_text())["info"]["pairs"] for note in notes):
+        notes = [name for name in names if name.startswith("shard-")]
+        if any(json.loads(progress.read(note))["info"]["pairs"] for note in notes):
             raise InputError(
                 "an unfinished store of other data or options",
-                file=config.out,
+                file=folder(config.out),
                 expected=", ".join(f"{name} {earlier.get(name)}" for name in changed),
                 got=", ".join(f"{name} {job.get(name)}" for name in changed),
                 fix="Run the command that began it, or remove the folder",
             )
         for note in notes:
-            note.unlink()
-    write_json(path, job)
+            progress.delete(note)
+    progress.write(_JOB, json_bytes(job))
+
+
+def _notes(progress: _Folder, jobs: Sequence[_ShardJob]) -> Iterator[dict[str, Any]]:
+    """What was written down of each shard, in order, some read ahead."""
+    with ThreadPoolExecutor(_NUM_READS) as pool:
+        for start in range(0, len(jobs), 4 * _NUM_READS):
+            names = [job.note for job in jobs[start : start + 4 * _NUM_READS]]
+            yield from map(json.loads, pool.map(progress.read, names))
 
 
 def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) -> PrepareResult:
+    store = folder(config.out)
+    progress = store.below(PROGRESS)
     state = hashlib.sha256()
     shards: list[ShardInfo] = []
     refused: list[Row] = []
     suspects: list[Row] = []
-    scenes = SceneList(config.out / PROGRESS)
     sides: list[int] = []
-    for job in jobs:
-        note = json.loads(job.note.read_text())
-        state.update(base64.b64decode(note["digests"]))
-        refused += note["refused"]
-        suspects += note["suspects"]
-        scenes.add(note["scenes"])
-        if note["info"]["pairs"]:
-            shards.append(ShardInfo.model_validate(note["info"]))
-            sides.append(note["min_side_px"])
-    write_json_lines(config.out / QUARANTINE, refused)
-    write_json_lines(config.out / SUSPECTS, suspects)
-    if not shards:
-        # The notes would hold it against pairs that are repaired meanwhile.
-        shutil.rmtree(config.out / PROGRESS)
-        reason = refused[0]["reason"] if refused else "none at all"
-        raise InputError(f"no usable pair among {len(refused)}; the first: {reason}")
+    with progress.scratch() as scratch:
+        scenes = SceneList(scratch)
+        for note in _notes(progress, jobs):
+            state.update(base64.b64decode(note["digests"]))
+            refused += note["refused"]
+            suspects += note["suspects"]
+            scenes.add(note["scenes"])
+            if note["info"]["pairs"]:
+                shards.append(ShardInfo.model_validate(note["info"]))
+                sides.append(note["min_side_px"])
+        for name, rows in ((QUARANTINE, refused), (SUSPECTS, suspects)):
+            with store.staged(name) as path:
+                write_json_lines(path, rows)
+        if not shards:
+            # The notes would hold it against pairs that are repaired meanwhile.
+            progress.remove()
+            reason = refused[0]["reason"] if refused else "none at all"
+            raise InputError(f"no usable pair among {len(refused)}; the first: {reason}")
+        with store.staged(SCENES) as path:
+            num_scenes = scenes.write(path)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
-        name=config.name or config.out.name,
+        name=config.name or store.name,
         split=config.split,
         adapter=source.adapter,
         adapter_options=source.options(),
@@ -305,14 +366,12 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
         num_pairs=sum(shard.pairs for shard in shards),
         num_refused=len(refused),
         num_suspect=len(suspects),
-        num_scenes=scenes.write(config.out / SCENES),
+        num_scenes=num_scenes,
         min_side_px=min(sides),
         shards=tuple(shards),
         digest=state.hexdigest(),
         licence=source.licence,
     )
-    for half in config.out.glob(".shard-*.tmp"):  # left by a run that was killed
-        half.unlink()
-    write_json(config.out / MANIFEST, manifest.model_dump())
-    shutil.rmtree(config.out / PROGRESS, ignore_errors=True)  # another run may just be trying the lock
+    store.delete_halves("shard-")  # left by a run that was killed
+    store.write(MANIFEST, json_bytes(manifest.model_dump()))
     return PrepareResult(out=config.out, manifest=manifest, refused=tuple(refused), suspects=tuple(suspects))

@@ -78,7 +78,7 @@ def register(
     spec: str,
     workspace: Workspace,
     *,
-    on: Path | None = None,
+    on: Path | str | None = None,
     train_patch_px: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Version:
@@ -117,7 +117,7 @@ def promote(
     workspace: Workspace,
     *,
     version: int | None = None,
-    on: Path,
+    on: Path | str,
     settings: GateSettings,
     reason: str = "",
     on_progress: Callable[[int, int], None] = lambda done, total: None,

@@ -68,7 +68,7 @@ class ShardCache:
                     if got == digest:
                         break
                     path.unlink()
-                    log.warning("%s/%s came with another SHA-256", source.url, name)
+                    log.warning("%s came with another SHA-256", source.at(name))
                 else:
                     raise DamagedShardError(f"SHA-256 {got[:12]}… instead of {digest[:12]}…")
         os.utime(path)

@@ -167,7 +167,7 @@ class PairStore:
             CapabilityError: the storage does not answer.
         """
         info, place = self.manifest.shards[number], folder(self.root)
-        with shard_errors(f"{place}/{info.file}"):
+        with shard_errors(place.at(info.file)):
             if isinstance(place, LocalFolder):
                 return self._cache.checked(place.path / info.file, size=info.bytes, digest=info.sha256)
             return self._cache.fetched(place, info.file, size=info.bytes, digest=info.sha256)
@@ -185,6 +185,14 @@ def opened_store(root: Path) -> PairStore:
     return PairStore(root)
 
 
+def is_store(root: str | Path) -> bool:
+    """Whether there is a store, finished or not."""
+    place = folder(root)
+    if isinstance(place, LocalFolder):
+        return any((place.path / name).exists() for name in (MANIFEST, PROGRESS))
+    return place.size(MANIFEST) is not None or bool(place.below(PROGRESS).names())
+
+
 def read_manifest(root: str | Path) -> Manifest:
     """Read a store's manifest. Raises `InputError` where there is no finished store of this version."""
     place = folder(root)
@@ -192,14 +200,14 @@ def read_manifest(root: str | Path) -> Manifest:
         raise InputError("no such store", file=root, fix="Make one with `nafnet prepare SOURCE --out STORE`")
     if place.size(MANIFEST) is None:
         if place.below(PROGRESS).names():
-            raise InputError("an unfinished store", file=root, fix="Run the same `nafnet prepare` again")
+            raise InputError("an unfinished store", file=place, fix="Run the same `nafnet prepare` again")
         raise InputError(
             "not a store",
-            file=root,
+            file=place,
             expected=MANIFEST,
-            fix=f"Make one with `nafnet prepare {root} --out STORE`",
+            fix=f"Make one with `nafnet prepare {place} --out STORE`",
         )
-    path = f"{place}/{MANIFEST}"
+    path = place.at(MANIFEST)
     try:
         content = json.loads(place.read(MANIFEST))
         if content.get("schema_version") != SCHEMA_VERSION:

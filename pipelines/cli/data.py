@@ -11,26 +11,24 @@ import typer
 
 from nafnet_core.errors import InputError
 from pipelines import console
-from pipelines.cli.shared import AddressOption, JsonOption, OutOption, output_to, print_lines
+from pipelines.cli.shared import AddressOption, JsonOption, output_to, print_lines
 
 app = typer.Typer()
 
 
 @app.command(epilog="Example: nafnet prepare pairs --out store --crop 512 --stride 256")
 def prepare(
-    out: OutOption,
+    out: Annotated[str, typer.Option("--out", help="Folder to write, or its URL.")],
     source: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
-            help="Folder with blur/ and sharp/; GoPro, HIDE, RealBlur or REDS; a CSV or JSONL list."
+            help="Folder with blur/ and sharp/; GoPro, HIDE, RealBlur or REDS; a CSV or JSONL list; or a URL."
         ),
     ] = None,
     lq: Annotated[
-        Path | None, typer.Option(help="Folder or LMDB of blurred images, instead of SOURCE.")
+        str | None, typer.Option(help="Folder or LMDB of blurred images, instead of SOURCE.")
     ] = None,
-    gt: Annotated[
-        Path | None, typer.Option(help="Folder or LMDB of sharp images, instead of SOURCE.")
-    ] = None,
+    gt: Annotated[str | None, typer.Option(help="Folder or LMDB of sharp images, instead of SOURCE.")] = None,
     lq_name: Annotated[str, typer.Option(help="Name of the blurred file, {} being the sharp one's.")] = "{}",
     blur: Annotated[
         str | None,
@@ -51,6 +49,13 @@ def prepare(
         int, typer.Option(min=0, help="Side of the crops; 0 keeps whole images, to evaluate.")
     ] = 512,
     stride: Annotated[int, typer.Option(min=1, help="Distance between crops.")] = 256,
+    min_remainder: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Up to so many px beyond the last crop are left out; more get a crop of their own.",
+        ),
+    ] = 0,
     pairs_per_shard: Annotated[
         int, typer.Option(min=1, help="Source pairs in one file; 32 of 1280×720 make some 200 MB.")
     ] = 32,
@@ -71,7 +76,8 @@ def prepare(
     from pipelines import prepare as stage
     from pipelines.duplicates import warn_of_shared_sharp
     from pipelines.images import MAX_MEGAPIXELS
-    from pipelines.sources import find_source, hold_out, two_sides
+    from pipelines.sources import find_source, hold_out, place, two_sides
+    from pipelines.urls import absolute, is_url, local_path, public
 
     for name, value, known in (
         ("--format", format, ("parquet", "lmdb")),
@@ -85,9 +91,9 @@ def prepare(
             "SOURCE and --lq or --gt exclude each other", fix="Give SOURCE, or both --lq and --gt"
         )
     if lq is not None and gt is not None:
-        found = two_sides(lq, gt, lq_name=lq_name)
+        found = two_sides(place(lq), place(gt), lq_name=lq_name)
     elif source is not None:
-        found = find_source(source, split=split, lq_name=lq_name, blur=blur)
+        found = find_source(place(source), split=split, lq_name=lq_name, blur=blur)
     else:
         raise InputError("no source", fix="Give SOURCE, or both --lq and --gt")
     refs = found.pairs()
@@ -95,16 +101,18 @@ def prepare(
         warn_of_shared_sharp(refs)
         refs = hold_out(refs, holdout, test=split != "train")
     settings = stage.PrepareConfig(
-        out=out.absolute(),
+        out=local_path(absolute(out)) if is_url(out) else Path(out).absolute(),
         split=split,
         format=format,  # type: ignore[arg-type]
         codec=codec,  # type: ignore[arg-type]
         crop_px=crop or None,
         stride_px=stride,
+        min_remainder_px=min_remainder,
         pairs_per_shard=pairs_per_shard,
         max_megapixels=MAX_MEGAPIXELS if max_megapixels is None else max_megapixels,
         strict=strict,
     )
+    shown = public(out)
     with output_to(as_json) as output:
         needs_ray = len(refs) > pairs_per_shard
         with _connected(needs_ray, address), console.progress("prepare", "shards") as update:
@@ -119,18 +127,18 @@ def prepare(
     )
     if result.refused:
         print_lines(
-            f"Refused, with the reasons: {out / 'quarantine.jsonl'}. First: {result.refused[0]['reason']}"
+            f"Refused, with the reasons: quarantine.jsonl in {shown}. First: {result.refused[0]['reason']}"
         )
     if result.suspects:
         first = result.suspects[0]
         print_lines(
-            f"{manifest.num_suspect} image pairs look wrong and were kept, see {out / 'suspects.jsonl'}. "
+            f"{manifest.num_suspect} image pairs look wrong and were kept, see suspects.jsonl in {shown}. "
             f"First: {first['key']}, {first['reason']}"
         )
     if split == "train":
-        print_lines(f"Next: nafnet train --config mobile --data {out} --val STORE_OF_WHOLE_IMAGES")
+        print_lines(f"Next: nafnet train --config mobile --data {shown} --val STORE_OF_WHOLE_IMAGES")
     else:
-        print_lines(f"Next: nafnet evaluate MODEL {out}")
+        print_lines(f"Next: nafnet evaluate MODEL {shown}")
 
 
 @contextmanager

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines import console
 from pipelines.cli.shared import JsonOption, TrainPatchOption, WorkspaceOption, number, output_to, print_lines
+from pipelines.urls import public
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ app = typer.Typer(
 @app.command("register", epilog="Example: nafnet registry register mine --on test-store")
 def registry_register(
     model: Annotated[str, typer.Argument(help="Weights file or run.")],
-    on: Annotated[Path | None, typer.Option(help="Store to score it on.")] = None,
+    on: Annotated[str | None, typer.Option(help="Store to score it on.")] = None,
     train_patch: TrainPatchOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
@@ -48,13 +48,13 @@ def registry_register(
             print_lines("That is no gain: the gate will refuse it.")
     print_lines(
         f"Version {version.version} is the candidate.",
-        f"Next: nafnet registry promote --on {on or 'TEST_STORE'}",
+        f"Next: nafnet registry promote --on {public(on) if on else 'TEST_STORE'}",
     )
 
 
 @app.command("promote", epilog="Example: nafnet registry promote --on test-store")
 def registry_promote(
-    on: Annotated[Path, typer.Option(help="Store that both models are scored on.")],
+    on: Annotated[str, typer.Option(help="Store that both models are scored on.")],
     version: Annotated[int | None, typer.Argument(help="Version. [default: the candidate]")] = None,
     min_gain_db: Annotated[float, typer.Option(help="PSNR over the champion's, at least.")] = 0.05,
     max_ssim_drop: Annotated[float, typer.Option(help="SSIM below the champion's, at most.")] = 0.002,

@@ -12,14 +12,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nafnet_core.errors import InputError
 from pipelines import console
+from pipelines.urls import is_url, public
 
 if TYPE_CHECKING:
     from pipelines.evaluate import Report
 
+
+def _on_a_disk(text: str) -> Path:
+    # As a path, a URL would become a folder `s3:`.
+    if is_url(text):
+        raise InputError(
+            "this must be on a disk", file=public(text), fix="Name a folder, and copy it afterwards"
+        )
+    return Path(text)
+
+
 WorkspaceOption = Annotated[
     Path | None,
-    typer.Option("--workspace", help="Where runs and the MLflow data base live.", envvar="NAFNET_WORKSPACE"),
+    typer.Option(
+        "--workspace",
+        help="Where runs and the MLflow data base live.",
+        envvar="NAFNET_WORKSPACE",
+        parser=_on_a_disk,
+        metavar="PATH",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 AddressOption = Annotated[
@@ -33,7 +51,7 @@ TrainPatchOption = Annotated[
         help="Patch side in training, px, for local statistics; 0: none. [default: the file's]",
     ),
 ]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.", parser=_on_a_disk, metavar="PATH")]
 
 
 @dataclass

@@ -26,9 +26,11 @@ app = typer.Typer()
 @app.command(epilog="Example: nafnet evaluate mine test-store")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Weights file, run, or models:/NAME@ALIAS.")],
-    data: Annotated[Path, typer.Argument(help="Store, folder of pairs, or folder of blurred images.")],
+    data: Annotated[
+        str, typer.Argument(help="Store, folder of pairs, or folder of blurred images; or its URL.")
+    ],
     gt: Annotated[
-        Path | None, typer.Argument(help="Folder of sharp images, to a folder of blurred ones.")
+        str | None, typer.Argument(help="Folder of sharp images, to a folder of blurred ones.")
     ] = None,
     train_patch: TrainPatchOption = None,
     workspace: WorkspaceOption = None,
@@ -52,7 +54,7 @@ def evaluate(
     print_lines(f"Local statistics: {statistics}")
     print_lines(f"Report: {result.path}", f"Picture: {result.picture}")
     if gt is None and not model.startswith("models:/"):
-        print_lines(f"Next: nafnet registry register {model} --on {data}")
+        print_lines(f"Next: nafnet registry register {model} --on {pairs.label}")
 
 
 @app.command(epilog="Example: nafnet restore holiday --out restored")

@@ -7,10 +7,25 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from nafnet_core.errors import InputError
 from pipelines.config.base import Section
+from pipelines.urls import holds_credentials, public
 
-Place = Annotated[str, BeforeValidator(os.fspath)]
-"""A path, or a URL of any file system that pyarrow or fsspec knows."""
+
+def _place(value: str | os.PathLike[str]) -> str:
+    text = os.fspath(value)
+    if holds_credentials(text):
+        # No ValueError: pydantic's message would quote the URL.
+        raise InputError(
+            "credentials in a URL would be written into the run's records",
+            file=public(text),
+            fix="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+        )
+    return text
+
+
+Place = Annotated[str, BeforeValidator(_place)]
+"""A path, or a URL of any file system that pyarrow or fsspec knows, without credentials."""
 
 
 class StoreSection(Section):

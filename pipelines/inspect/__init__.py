@@ -15,7 +15,9 @@ from pathlib import Path
 
 from nafnet_core import InputError
 from pipelines.inspect.result import InspectConfig, InspectResult, Show
-from pipelines.store import MANIFEST, PROGRESS
+from pipelines.sources import place
+from pipelines.store import is_store
+from pipelines.urls import local_path
 
 __all__ = ["InspectConfig", "InspectResult", "run"]
 
@@ -40,18 +42,18 @@ def run(config: InspectConfig, *, show: Show) -> InspectResult:
 
 def _kind_of(config: InspectConfig) -> Callable[[InspectConfig, Show], InspectResult]:
     # Imported where they are needed: a store is looked at without torch.
-    path = Path(config.what)
-    if any((path / name).exists() for name in (MANIFEST, PROGRESS)):
+    path = place(config.what)
+    if not config.what.startswith("models:/") and is_store(local_path(config.what)):
         from pipelines.inspect.stores import inspect_store
 
         return inspect_store
-    if config.what.startswith("models:/") or path.suffix in _WEIGHTS:
+    if config.what.startswith("models:/") or (path.suffix in _WEIGHTS and isinstance(path, Path)):
         from pipelines.inspect.weights import inspect_model
 
         return inspect_model
     from pipelines.inspect.runs import find_run, inspect_run
 
-    if find_run(config.what, config.workspace) is not None:
+    if isinstance(path, Path) and find_run(config.what, config.workspace) is not None:
         return inspect_run
     if path.is_dir() or (path.suffix in _LISTS and path.is_file()):
         from pipelines.inspect.stores import inspect_source
@@ -59,7 +61,7 @@ def _kind_of(config: InspectConfig) -> Callable[[InspectConfig, Show], InspectRe
         return inspect_source
     raise InputError(
         "no such thing" if not path.exists() else "nothing that can be looked at",
-        file=config.what,
+        file=str(path),
         expected="a store, a weights file, models:/NAME@ALIAS, a run, or a folder or list of pairs",
         fix="Of a store, name its folder" if path.exists() else None,
     )

@@ -11,8 +11,10 @@ from pipelines.inspect.result import InspectConfig, InspectResult, Show
 from pipelines.inspect.sampling import Read, Sample, measure, spread
 from pipelines.inspect.verification import verify, whole_pairs
 from pipelines.shards import Pair
-from pipelines.sources import Source, find_source
+from pipelines.sources import AnyPath, Source, find_source, place
+from pipelines.storage import folder
 from pipelines.store import Manifest, PairStore
+from pipelines.urls import is_url, local_path, public
 
 _NUM_PICTURED = 8
 _SPLITS = ("train", "val", "test")
@@ -25,10 +27,10 @@ def inspect_store(config: InspectConfig, show: Show) -> InspectResult:
     Raises:
         InputError: no finished store of this version, or a folder that pictures cannot be written to.
     """
-    root = Path(config.what)
+    root = local_path(config.what)
     store = PairStore(root)  # one, as LMDB opens a file once a process
     manifest = store.manifest
-    name = root.resolve().name
+    name = folder(root).name if is_url(root) else Path(root).resolve().name
     problems: list[str] = []
     notes: list[str] = []
     verification, bad_shards = None, set[int]()
@@ -43,7 +45,7 @@ def inspect_store(config: InspectConfig, show: Show) -> InspectResult:
         try:
             return store.pair(index)
         except IndexError as error:
-            raise InputError("a pair that no shard holds", file=root, got=f"pair {index}") from error
+            raise InputError("a pair that no shard holds", file=public(root), got=f"pair {index}") from error
 
     # Never from a damaged shard: LMDB may crash on one.
     ranges = whole_pairs(manifest, bad_shards)
@@ -68,7 +70,7 @@ def inspect_source(config: InspectConfig, show: Show) -> InspectResult:
     Raises:
         InputError: no adapter recognises it, its files do not match, or no picture can be written.
     """
-    root = Path(config.what)
+    root = place(config.what)
     sources = _sources(root)
     refs = {split: source.pairs() for split, source in sources.items()}
     split, source = next(iter(sources.items()))
@@ -78,7 +80,8 @@ def inspect_source(config: InspectConfig, show: Show) -> InspectResult:
         lq, gt = chosen[index].read()
         return Pair(key=chosen[index].key, scene=chosen[index].scene, lq=lq, gt=gt)
 
-    name = root.resolve().stem if root.is_file() else root.resolve().name
+    whole = root.resolve() if isinstance(root, Path) else root
+    name = whole.stem if root.is_file() else whole.name
     sample, pictures = _look(read, [range(len(chosen))], name, config, show)
     notes = [f"unreadable: {line}" for line in sample.unreadable[:_SHOWN]]
     if len(sources) > 1:
@@ -101,7 +104,7 @@ def inspect_source(config: InspectConfig, show: Show) -> InspectResult:
     )
 
 
-def _sources(root: Path) -> dict[str, Source]:
+def _sources(root: AnyPath) -> dict[str, Source]:
     """Split → source. An adapter that knows no splits gives the same pairs for each: it comes once."""
     found: dict[str, Source] = {}
     known: list[dict[str, Any]] = []
@@ -143,9 +146,9 @@ def _look(
     return sample, (*pictures, draw_histograms(out / "histograms.png", sample, title=title))
 
 
-def _facts(root: Path, manifest: Manifest) -> dict[str, Any]:
+def _facts(root: Path | str, manifest: Manifest) -> dict[str, Any]:
     return {
-        "path": str(root),
+        "path": public(root),
         "store": manifest.name,
         "split": manifest.split,
         "adapter": manifest.adapter,

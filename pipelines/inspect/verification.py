@@ -6,18 +6,18 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from nafnet_core import InputError
-from pipelines.files import sha256
 from pipelines.inspect.result import Show
+from pipelines.storage import LocalFolder, RemoteFolder, folder
 from pipelines.store import MANIFEST, PROGRESS, QUARANTINE, Manifest, PairStore, ShardInfo
 
 _FIX = "Copy it anew from where the store came from, or remove the store and prepare it again"
 # Beside the shards; what else lies there was not written by us.
 _KNOWN = frozenset({MANIFEST, PROGRESS, QUARANTINE, "scenes.txt", "suspects.jsonl"})
 _MAX_THREADS = 8
+_Folder = LocalFolder | RemoteFolder
 
 
 @dataclass(kw_only=True)
@@ -43,24 +43,26 @@ class Verification:
 
 def verify(store: PairStore, *, deep: bool, show: Show) -> Verification:
     """Hash every shard; with `deep`, where all are whole, also every pair's pixels. Memory stays flat."""
-    root, manifest = store.root, store.manifest
-    found = Verification(extra_files=_extra_files(root, manifest))
+    place, manifest = folder(store.root), store.manifest
+    found = Verification(extra_files=_extra_files(place, manifest))
     listed = sum(shard.pairs for shard in manifest.shards)
     if listed != manifest.num_pairs:
         found.problems.append(
-            _line("the manifest contradicts itself", root / MANIFEST, f"{manifest.num_pairs} pairs", listed)
+            _line(
+                "the manifest contradicts itself", place.at(MANIFEST), f"{manifest.num_pairs} pairs", listed
+            )
         )
-    _check_shards(root, manifest, found, show)
+    _check_shards(place, manifest, found, show)
     if deep and not found.problems:
         _check_pixels(store, found, show)
     return found
 
 
-def _check_shards(root: Path, manifest: Manifest, found: Verification, show: Show) -> None:
+def _check_shards(place: _Folder, manifest: Manifest, found: Verification, show: Show) -> None:
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     faults: dict[int, str] = {}
     with ThreadPoolExecutor(threads) as pool, show("verify", "shards") as update:
-        jobs = {pool.submit(_fault, root, shard): n for n, shard in enumerate(manifest.shards)}
+        jobs = {pool.submit(_fault, place, shard): n for n, shard in enumerate(manifest.shards)}
         for done, job in enumerate(as_completed(jobs), start=1):
             number = jobs[job]
             if (fault := job.result()) is not None:
@@ -72,14 +74,14 @@ def _check_shards(root: Path, manifest: Manifest, found: Verification, show: Sho
     found.problems += [faults[number] for number in sorted(faults)]
 
 
-def _fault(root: Path, shard: ShardInfo) -> str | None:
-    path = root / shard.file
+def _fault(place: _Folder, shard: ShardInfo) -> str | None:
+    path = place.at(shard.file)
     try:
-        if not path.is_file():
+        if (size := place.size(shard.file)) is None:
             return _line("a missing shard", path, f"{shard.bytes} bytes", "no such file")
-        if (size := path.stat().st_size) != shard.bytes:
+        if size != shard.bytes:
             return _line("a shard of another size", path, f"{shard.bytes} bytes", size)
-        if (digest := sha256(path)) != shard.sha256:
+        if (digest := place.sha256(shard.file)) != shard.sha256:
             return _line("a damaged shard", path, f"SHA-256 {shard.sha256}", digest)
     except OSError as error:
         return _line("a shard that cannot be read", path, None, error.strerror)
@@ -88,7 +90,8 @@ def _fault(root: Path, shard: ShardInfo) -> str | None:
 
 def _check_pixels(store: PairStore, found: Verification, show: Show) -> None:
     """As `prepare` computes the digest: over the pairs' own digests, in order."""
-    root, manifest, state = store.root, store.manifest, hashlib.sha256()
+    manifest, state = store.manifest, hashlib.sha256()
+    path = folder(store.root).at(MANIFEST)
     try:
         with show("decode", "pairs") as update:
             for index in range(len(store)):
@@ -99,20 +102,21 @@ def _check_pixels(store: PairStore, found: Verification, show: Show) -> None:
         return
     except IndexError:  # fewer rows in the shard than the manifest says
         text = "a shard of fewer pairs than listed"
-        found.problems.append(_line(text, root / MANIFEST, f"{manifest.num_pairs} pairs", index))
+        found.problems.append(_line(text, path, f"{manifest.num_pairs} pairs", index))
         return
     found.digest = state.hexdigest()
     if found.digest != manifest.digest:
         text = "the pixels are not those of the manifest"
-        found.problems.append(_line(text, root / MANIFEST, f"digest {manifest.digest}", found.digest))
+        found.problems.append(_line(text, path, f"digest {manifest.digest}", found.digest))
 
 
-def _extra_files(root: Path, manifest: Manifest) -> list[str]:
+def _extra_files(place: _Folder, manifest: Manifest) -> list[str]:
     known = _KNOWN | {shard.file for shard in manifest.shards}
-    return sorted(path.name for path in root.iterdir() if path.name not in known)
+    names = [p.name for p in place.path.iterdir()] if isinstance(place, LocalFolder) else place.names()
+    return sorted(name for name in names if name not in known)
 
 
-def _line(what: str, file: Path, expected: object, got: object) -> str:
+def _line(what: str, file: str, expected: object, got: object) -> str:
     return str(InputError(what, file=file, expected=expected, got=got, fix=_FIX))
 
 

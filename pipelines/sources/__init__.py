@@ -7,8 +7,10 @@ from pipelines.sources.folders import FolderPairs
 from pipelines.sources.hide import HidePairs
 from pipelines.sources.lists import ListedPairs
 from pipelines.sources.lmdbs import LmdbPairs
+from pipelines.sources.remote import AnyPath, RemotePath, place
 
 __all__ = [
+    "AnyPath",
     "FolderPairs",
     "GoProPairs",
     "HidePairs",
@@ -17,8 +19,10 @@ __all__ = [
     "PairRef",
     "RealBlurPairs",
     "RedsPairs",
+    "RemotePath",
     "Source",
     "find_source",
     "hold_out",
+    "place",
     "two_sides",
 ]

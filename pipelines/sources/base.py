@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nafnet_core import InputError
 from pipelines.images import MAX_MEGAPIXELS, Photo, read_photo
+from pipelines.sources.remote import AnyPath, RemotePath, list_together
 
 # JPEG's colours of a gray scene stray by a level or two.
 _GRAY_SPREAD_LEVELS = 16
@@ -120,13 +121,14 @@ def hold_out(refs: Sequence[PairRef], share: float, *, test: bool) -> list[PairR
     return [ref for ref in refs if (ref.scene in held) == test]
 
 
-def checked(refs: Sequence[PairRef], *, file: Path) -> list[PairRef]:
+def checked(refs: Sequence[PairRef], *, file: AnyPath) -> list[PairRef]:
     """`refs` sorted by key, once all their files are there and no key comes twice.
 
     Raises:
         InputError: the first few missing files, or a key of two pairs.
     """
-    paths = [path for ref in refs for path in (ref.lq, ref.gt) if isinstance(path, Path)]
+    paths = [path for ref in refs for path in (ref.lq, ref.gt) if isinstance(path, (Path, RemotePath))]
+    list_together(paths)
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise InputError(
@@ -143,7 +145,7 @@ def checked(refs: Sequence[PairRef], *, file: Path) -> list[PairRef]:
     return sorted(refs, key=lambda ref: ref.key)
 
 
-def refuse_shared(ours: Iterable[str], others: Iterable[str], *, what: str, file: Path) -> None:
+def refuse_shared(ours: Iterable[str], others: Iterable[str], *, what: str, file: AnyPath) -> None:
     """Refuse a data set of which something lies on both sides of its own split.
 
     Args:

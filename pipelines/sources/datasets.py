@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nafnet_core import InputError
 from pipelines.sources.base import PairRef, checked, refuse_shared
 from pipelines.sources.folders import FolderPairs
+from pipelines.sources.remote import AnyPath
 
 SPLITS = ("train", "val", "test")
 
@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test")
 class GoProPairs:
     """GOPRO_Large as published (Nah et al., CVPR 2017): `{train,test}/SEQUENCE/{blur,blur_gamma,sharp}`."""
 
-    root: Path
+    root: AnyPath
     split: str
     blur: str = "blur"
     """`blur_gamma` holds frames averaged in linear light, `blur` without; scores on the two differ."""
@@ -56,7 +56,7 @@ class RedsPairs:
     Its test set has no sharp frames: `val` is what papers score on.
     """
 
-    root: Path
+    root: AnyPath
     split: str
     blur: str = "blur"
     """`blur_comp` is compressed as video, `blur_jpeg` as JPEG (the track of NTIRE 2021)."""
@@ -72,12 +72,12 @@ class RedsPairs:
         return side.pairs()
 
 
-def is_reds(root: Path, split: str) -> bool:
+def is_reds(root: AnyPath, split: str) -> bool:
     """Whether `root` holds this split of REDS."""
     return (_reds_folder(root, split) / f"{split}_sharp").is_dir()
 
 
-def _reds_folder(root: Path, split: str) -> Path:
+def _reds_folder(root: AnyPath, split: str) -> AnyPath:
     # The archives unpack to `train/train_sharp`; many move the inner folders up.
     return root / split if (root / split / f"{split}_sharp").is_dir() else root
 
@@ -89,7 +89,7 @@ class RealBlurPairs:
     A line is `…/sceneNNN/gt/gt_K.png …/sceneNNN/blur/blur_K.png`, below the list's folder.
     """
 
-    root: Path
+    root: AnyPath
     split: str
     subset: str
     """`J`: the camera's JPEG pictures. `R`: developed from its raw files."""
@@ -116,7 +116,7 @@ class RealBlurPairs:
         refuse_shared({ref.scene for ref in refs}, scenes, what="scenes", file=path)
         return checked(refs, file=path)
 
-    def _listed(self, path: Path) -> list[PairRef]:
+    def _listed(self, path: AnyPath) -> list[PairRef]:
         refs = []
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             if not line.strip():
@@ -131,7 +131,7 @@ class RealBlurPairs:
         return refs
 
 
-def realblur_subset(root: Path, blur: str | None) -> str | None:
+def realblur_subset(root: AnyPath, blur: str | None) -> str | None:
     """J or R, where `root` has lists of RealBlur; None where it has none.
 
     Raises:

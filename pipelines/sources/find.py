@@ -18,13 +18,14 @@ from pipelines.sources.folders import FolderPairs
 from pipelines.sources.hide import HidePairs, is_hide
 from pipelines.sources.lists import LIST_SUFFIXES, ListedPairs
 from pipelines.sources.lmdbs import LmdbPairs, is_lmdb
+from pipelines.sources.remote import AnyPath
 
 # Folder names that people use for the two sides, best known first.
 _LQ_NAMES = ("blur", "lq", "input", "blurred", "blurry")
 _GT_NAMES = ("sharp", "gt", "target", "groundtruth", "ground_truth")
 
 
-def find_source(root: Path, *, split: str, lq_name: str = "{}", blur: str | None = None) -> Source:
+def find_source(root: AnyPath, *, split: str, lq_name: str = "{}", blur: str | None = None) -> Source:
     """Recognise the layout of `root`: a list, GoPro, RealBlur, REDS, HIDE, or two folders of pairs.
 
     Args:
@@ -71,12 +72,14 @@ def find_source(root: Path, *, split: str, lq_name: str = "{}", blur: str | None
     )
 
 
-def two_sides(lq: Path, gt: Path, *, lq_name: str = "{}") -> Source:
+def two_sides(lq: AnyPath, gt: AnyPath, *, lq_name: str = "{}") -> Source:
     """Pairs of two folders, or of two LMDBs as BasicSR writes them."""
     if is_lmdb(lq) and is_lmdb(gt):
+        if not (isinstance(lq, Path) and isinstance(gt, Path)):
+            raise InputError("an LMDB is not read from a URL", file=str(lq), fix="Copy both to a disk")
         return LmdbPairs(lq_dir=lq, gt_dir=gt)
     return FolderPairs(lq_dir=lq, gt_dir=gt, lq_name=lq_name)
 
 
-def _first_folder(parent: Path, names: Sequence[str]) -> Path | None:
+def _first_folder(parent: AnyPath, names: Sequence[str]) -> AnyPath | None:
     return next((parent / name for name in names if (parent / name).is_dir()), None)

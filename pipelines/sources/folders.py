@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nafnet_core import InputError
 from pipelines.images import list_images
 from pipelines.sources.base import PairRef
+from pipelines.sources.remote import AnyPath
 
 _SHOWN = 3
 
@@ -20,8 +20,8 @@ class FolderPairs:
     The scene is the subfolder; in a flat folder every file is its own.
     """
 
-    lq_dir: Path
-    gt_dir: Path
+    lq_dir: AnyPath
+    gt_dir: AnyPath
     lq_name: str = "{}"
     """How the blurred file is named after the sharp one's stem, for example `{}_blur`."""
     adapter = "folders"
@@ -55,8 +55,8 @@ class FolderPairs:
         return sorted(refs, key=lambda ref: ref.key)
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _by_stem(folder: AnyPath) -> dict[str, AnyPath]:
+    found: dict[str, AnyPath] = {}
     for path in list_images(folder):
         key = path.relative_to(folder).with_suffix("").as_posix()
         if key in found:

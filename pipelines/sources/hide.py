@@ -11,6 +11,7 @@ from typing import Any
 from nafnet_core import InputError
 from pipelines.images import list_images
 from pipelines.sources.base import PairRef, checked, refuse_shared
+from pipelines.sources.remote import AnyPath
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class HidePairs:
     `105fromGOPR0996.png`.
     """
 
-    root: Path
+    root: AnyPath
     split: str
     adapter = "hide"
     licence = "not stated by the publisher; cite Shen et al., ICCV 2019"
@@ -57,7 +58,7 @@ class HidePairs:
             log.warning("%d videos of HIDE are in %s and in another split: %s", len(videos), self.split,
                         ", ".join(sorted(videos)[:3]))  # fmt: skip
 
-    def _blurred(self, split: str) -> list[Path]:
+    def _blurred(self, split: str) -> list[AnyPath]:
         lists = hide_lists(self.root, split)
         folder = self.root / split
         if not lists:
@@ -66,18 +67,18 @@ class HidePairs:
         return [_listed(self.root, line, found) for path in lists for line in _lines(path)]
 
 
-def hide_lists(root: Path, split: str) -> list[Path]:
+def hide_lists(root: AnyPath, split: str) -> list[AnyPath]:
     """Lists of a split of HIDE: of the whole, else of its parts."""
     whole = root / f"{split}.txt"
     return [whole] if whole.is_file() else sorted(root.glob(f"{split}-*.txt"))
 
 
-def is_hide(root: Path, split: str) -> bool:
+def is_hide(root: AnyPath, split: str) -> bool:
     """Whether `root` looks like HIDE and has this split."""
     return (root / _GT).is_dir() and ((root / split).is_dir() or bool(hide_lists(root, split)))
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: AnyPath) -> list[str]:
     """The first column of each line: some copies name the sharp image, or annotations, behind it."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -86,7 +87,7 @@ def _lines(path: Path) -> list[str]:
     return [line.split()[0] for line in lines if line.strip()]
 
 
-def _listed(root: Path, line: str, found: dict[str, Path]) -> Path:
+def _listed(root: AnyPath, line: str, found: dict[str, AnyPath]) -> AnyPath:
     """The file of a line, which may be a path, a name, or a name without suffix."""
     if (root / line).is_file():
         return root / line

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from nafnet_core import InputError
 from pipelines.sources.base import PairRef, checked, refuse_shared
+from pipelines.sources.remote import AnyPath, beside
+from pipelines.urls import is_url
 
 LIST_SUFFIXES = (".csv", ".jsonl")
 _COLUMNS = ("lq", "gt", "scene", "split", "key")
@@ -25,7 +28,7 @@ class ListedPairs:
     names, must not be in two of its splits.
     """
 
-    path: Path
+    path: AnyPath
     split: str
     adapter = "list"
     licence = "unknown"
@@ -46,14 +49,14 @@ class ListedPairs:
                     expected="lq and gt, if need be scene, split and key",
                     got=unknown or row,
                 )
-            lq, gt = (self.path.parent / row[side] for side in ("lq", "gt"))
+            lq, gt = (beside(self.path.parent, row[side]) for side in ("lq", "gt"))
             is_other = row.get("split", "") not in ("", self.split)
             if row.get("split"):
                 sharp[is_other].add(str(gt))
                 named[is_other].update([row["scene"]] if row.get("scene") else [])
             if is_other:
                 continue
-            key = row.get("key") or Path(row["lq"]).with_suffix("").as_posix().lstrip("/")
+            key = row.get("key") or _key_of(row["lq"])
             refs.append(PairRef(key=key, scene=row.get("scene") or str(gt.parent), lq=lq, gt=gt))
         if not refs:
             raise InputError(f"no pairs of split {self.split} in this list", file=self.path)
@@ -85,3 +88,8 @@ class ListedPairs:
                     f"line {number} is no pair", file=self.path, expected="an object", got=line[:80]
                 )
             yield number, {name: str(value) for name, value in row.items() if value is not None}
+
+
+def _key_of(lq: str) -> str:
+    path = urlsplit(lq).path if is_url(lq) else lq
+    return Path(path).with_suffix("").as_posix().lstrip("/")

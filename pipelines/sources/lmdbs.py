@@ -14,6 +14,7 @@ import lmdb
 from nafnet_core import InputError
 from pipelines.images import MAX_MEGAPIXELS, Photo, read_photo
 from pipelines.sources.base import PairRef
+from pipelines.sources.remote import AnyPath
 
 META = "meta_info.txt"
 _PICKLE_MAGIC = b"\x80"
@@ -86,9 +87,9 @@ class LmdbPairs:
         ]
 
 
-def is_lmdb(path: Path) -> bool:
+def is_lmdb(path: AnyPath) -> bool:
     """Whether a folder is an LMDB."""
-    return (path / "data.mdb").is_file()
+    return path.is_dir() and (path / "data.mdb").is_file()
 
 
 def _keys(root: Path) -> set[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipelines.ingest import plan_for
 from pipelines.plan import SamplePlan
 from pipelines.sources import FolderPairs
 from pipelines.store import PairStore
+from tests.pipelines.buckets import Server, s3_server
 from tests.pipelines.pairs import make_store, write_pairs
 
 
@@ -34,6 +36,33 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NAFNET_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def bucket_keys() -> Iterator[None]:
+    """Keys that the tests' own S3 server takes; nothing is asked of a cloud."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3(bucket_keys: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3-compatible server in a process of its own."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "requests.log") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: Server) -> str:
+    """Name of a new, empty bucket."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3.make_bucket(name)
+    return name
 
 
 @pytest.fixture(scope="session")

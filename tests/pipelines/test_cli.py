@@ -50,6 +50,17 @@ def pairs(tmp_path: Path) -> Path:
     return tmp_path / "pairs"
 
 
+@pytest.mark.parametrize(("remainder", "crops"), [(None, 12), (15, 12), (16, 8)])
+def test_prepare_leaves_out_what_remains(
+    run: Run, pairs: Path, tmp_path: Path, remainder: int | None, crops: int
+) -> None:
+    # Two pairs of 80×64: 16 px remain beyond the second crop of a row.
+    options = [] if remainder is None else ["--min-remainder", remainder]
+    arguments = ["prepare", pairs, "--out", tmp_path / "store", "--crop", 32, "--stride", 32, "--json"]
+    code, out, _ = run(*arguments, *options)
+    assert code == 0 and json.loads(out)["num_pairs"] == crops
+
+
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     model = NAFNet(_TINY)
