@@ -7,7 +7,7 @@ shows a file to everybody once it is written (as S3, GCS and Azure do) shows the
 note, so at most one goes on. Of two that begin in the same moment both may be refused. The note is written
 anew every few seconds. One that is not was left by a run that was killed: on the same machine that is seen at
 once, from another one after two minutes, by the storage's own clock. A holder that was cut off for so long
-finds its note gone when it comes back, and stops; what it had under way until then are the same shards.
+finds its note gone when it comes back, and stops; what it had under way are shards of the same pairs.
 """
 
 from __future__ import annotations
