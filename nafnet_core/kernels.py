@@ -1,6 +1,7 @@
 """Blur kernels: camera shake, defocus, gaussian, and measured ones made ready to use.
 
-Each is (K, K) float32 with K odd, non-negative, of sum 1, its centre of mass in the middle.
+Each is (K, K) float32 with K odd, non-negative, of sum 1, its centre of mass in the middle. A gaussian's taps
+are (K,), of sum 1: the kernel is their outer product.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Kernel = NDArray[np.float32]
+Taps = NDArray[np.float32]
 Path = NDArray[np.complex128]
 
 _SHAKE_STEPS = 256
@@ -70,9 +72,15 @@ def disc_kernel(diameter_px: float) -> Kernel:
 
 def gaussian_kernel(sigma_px: float) -> Kernel:
     """Isotropic gaussian cut at 3 σ; (K, K) float32."""
+    taps = gaussian_taps(sigma_px)
+    return _normalized(np.outer(taps, taps))
+
+
+def gaussian_taps(sigma_px: float) -> Taps:
+    """One row of the gaussian, cut at 3 σ; (K,) float32."""
     side = _odd_side(6 * sigma_px)
     taps = cv2.getGaussianKernel(side, max(sigma_px, 1e-3), cv2.CV_32F)
-    return _normalized(taps @ taps.T)
+    return _normalized(taps[:, 0].astype(np.float32))
 
 
 def centred(kernel: NDArray[np.floating]) -> Kernel:
