@@ -29,10 +29,11 @@ from pipelines.pictures import before_after, scored_panels
 from pipelines.scoring import ImageScore, Protocol, score_image
 from pipelines.shards import Pair
 from pipelines.sources import PairRef, find_source, two_sides
-from pipelines.store import MANIFEST, PROGRESS, PairStore, digest_of
+from pipelines.store import MANIFEST, PROGRESS, PairStore, digest_of, refuse_sharp_only
 from pipelines.workspace import Workspace
 
 SCHEMA_VERSION = 1
+_MAKE_PAIRS = "Make pairs of the photos with `nafnet synth`, and prepare these with --crop 0 --split test"
 
 
 class Report(BaseModel):
@@ -82,7 +83,7 @@ class Pairs:
         """Open `first` as a store or a folder of pairs, or `first` and `second` as blurred and sharp folders.
 
         Raises:
-            InputError: no store and no pairs, or folders that do not match.
+            InputError: no store and no pairs, a store of sharp photos alone, or folders that do not match.
         """
         self.label = str(first) if second is None else f"{first} and {second}"
         self._store: PairStore | None = None
@@ -91,6 +92,7 @@ class Pairs:
             self._refs = two_sides(first, second).pairs()
         elif not first.is_dir() or any((first / name).exists() for name in (MANIFEST, PROGRESS)):
             self._store = PairStore(first)
+            refuse_sharp_only(first, self._store.manifest, fix=_MAKE_PAIRS)
         else:
             self._refs = find_source(first, split="test").pairs()
 

@@ -1,6 +1,7 @@
-"""Any paired data set → PairStore.
+"""Any paired data set → PairStore; sharp photos alone as well, which training blurs anew each time.
 
     nafnet prepare pairs/ --out store/ --crop 512 --stride 256
+    nafnet prepare photos/ --sharp --out store/ --crop 0 --format lmdb --codec raw
     nafnet prepare pairs/ --out store/ --crop 128 --stride 128 --format lmdb --codec raw   # small and fast
 
 A shard covers a fixed range of source pairs, so what it holds does not depend on who writes it. Finished
@@ -29,7 +30,7 @@ from pipelines.files import locked, make_folder, write_json, write_json_lines
 from pipelines.images import MAX_MEGAPIXELS
 from pipelines.scenes import SceneList
 from pipelines.screening import Findings, Row
-from pipelines.shards import Codec, Format, Pair, write_shard
+from pipelines.shards import SIDES, Codec, Format, Pair, Side, write_shard
 from pipelines.sources import PairRef, Source
 from pipelines.store import (
     MANIFEST,
@@ -93,6 +94,11 @@ class _ShardJob:
     @property
     def path(self) -> Path:
         return self.config.out / f"shard-{self.number:05d}.{self.config.format}"
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """What is kept of each pair. All of a source are alike."""
+        return ("gt",) if self.refs[0].lq is None else SIDES
 
     @property
     def note(self) -> Path:
@@ -176,7 +182,9 @@ def _write(job: _ShardJob) -> None:
     """Write one shard, then its note. Either is whole or absent."""
     findings = Findings()
     pairs = _crops(job, findings)
-    count, digests, min_side = write_shard(job.path, pairs, format=job.config.format, codec=job.config.codec)
+    count, digests, min_side = write_shard(
+        job.path, pairs, format=job.config.format, codec=job.config.codec, sides=job.sides
+    )
     note = {
         "info": shard_info(job.path, count).model_dump(),
         "digests": base64.b64encode(digests).decode(),
@@ -201,7 +209,7 @@ def _crops(job: _ShardJob, findings: Findings) -> Iterator[Pair]:
         if crop is None:
             yield pair
             continue
-        height, width = pair.lq.shape[:2]
+        height, width = pair.gt.shape[:2]
         for top in crop_corners(height, crop, stride, job.config.min_remainder_px):
             for left in crop_corners(width, crop, stride, job.config.min_remainder_px):
                 window = (slice(top, top + crop), slice(left, left + crop))
@@ -212,12 +220,12 @@ def _crops(job: _ShardJob, findings: Findings) -> Iterator[Pair]:
 def _read_pair(ref: PairRef, config: PrepareConfig) -> Pair:
     lq, gt = ref.read(max_megapixels=config.max_megapixels)
     crop_px = config.crop_px
-    if crop_px is not None and min(lq.shape[:2]) < crop_px:
+    if crop_px is not None and min(gt.shape[:2]) < crop_px:
         raise InputError(
             "smaller than a crop",
-            file=str(ref.lq),
+            file=str(ref.lq or ref.gt),
             expected=f"{crop_px} px a side",
-            got=f"{lq.shape[1]}×{lq.shape[0]}",
+            got=f"{gt.shape[1]}×{gt.shape[0]}",
             fix="Choose a smaller --crop",
         )
     return Pair(key=ref.key, scene=ref.scene, lq=lq, gt=gt)
@@ -300,6 +308,7 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
         adapter_options=source.options(),
         format=config.format,
         codec=config.codec,
+        sides=jobs[0].sides,
         crop_px=config.crop_px,
         stride_px=config.stride_px if config.crop_px else None,
         num_pairs=sum(shard.pairs for shard in shards),

@@ -7,6 +7,7 @@ from pipelines.sources.folders import FolderPairs
 from pipelines.sources.hide import HidePairs
 from pipelines.sources.lists import ListedPairs
 from pipelines.sources.lmdbs import LmdbPairs
+from pipelines.sources.sharp import SharpPhotos
 
 __all__ = [
     "FolderPairs",
@@ -17,6 +18,7 @@ __all__ = [
     "PairRef",
     "RealBlurPairs",
     "RedsPairs",
+    "SharpPhotos",
     "Source",
     "find_source",
     "hold_out",
