@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from statistics import NormalDist
 from typing import Literal, get_args
 
 import cv2
@@ -32,6 +34,7 @@ _MAX_SIZE_PX = 1000
 _CLIPPED = 254  # From here on a value may have been anything brighter.
 # JPEG compresses colour in blocks of 16 px, and smooths it over one more on the way back.
 _JPEG_BLOCK_PX, _JPEG_OVERLAP_PX = 16, 2
+_NUM_QUANTILES = 2**16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -291,7 +294,7 @@ def _developed(linear: LinearImage, degradation: Degradation, rng: np.random.Gen
     """What the sensor and the file add: noise, the response curve, compression."""
     if degradation.shot_noise or degradation.read_noise:
         sigma = np.sqrt(linear * degradation.shot_noise + degradation.read_noise**2)
-        linear = linear + sigma * rng.standard_normal(linear.shape, dtype=np.float32)
+        linear = linear + sigma * _normal(rng, linear.shape)
     image = from_linear(linear)
     if degradation.jpeg_quality is None:
         return image
@@ -300,6 +303,18 @@ def _developed(linear: LinearImage, degradation: Degradation, rng: np.random.Gen
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     assert done and decoded is not None
     return decoded  # type: ignore[return-value]
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> LinearImage:
+    """Normal numbers from a table of 65,536 quantiles, up to 4.3 σ: five times as fast as the generator's."""
+    return _normal_quantiles().take(rng.integers(0, _NUM_QUANTILES, shape, np.uint16))
+
+
+@lru_cache(maxsize=1)
+def _normal_quantiles() -> NDArray[np.float32]:
+    upper_half = (np.arange(_NUM_QUANTILES // 2, _NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
+    values = np.array([NormalDist().inv_cdf(share) for share in upper_half.tolist()], np.float32)
+    return np.concatenate([-values[::-1], values])
 
 
 _LINEAR_OF = ((np.arange(256) / 255) ** GAMMA).astype(np.float32)

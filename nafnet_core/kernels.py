@@ -107,14 +107,18 @@ def rasterized(points: Path, weights: NDArray[np.float64] | None = None) -> Kern
     """Kernel that spreads a point over `points` (x + iy, around 0), splatted bilinearly."""
     reach = max(np.abs(points.real).max(), np.abs(points.imag).max())
     half = int(np.ceil(reach)) + 1
-    kernel = np.zeros((2 * half + 1, 2 * half + 1), dtype=np.float64)
+    side = 2 * half + 1
     x, y = points.real + half, points.imag + half
-    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
-    weights = np.ones(points.shape) if weights is None else weights
-    for dy, wy in ((0, 1 - (y - top)), (1, y - top)):
-        for dx, wx in ((0, 1 - (x - left)), (1, x - left)):
-            np.add.at(kernel, (top + dy, left + dx), weights * wy * wx)
-    return _normalized(kernel)
+    left, top = np.floor(x), np.floor(y)
+    right_share, bottom_share = x - left, y - top
+    top_left = (top * side + left).astype(np.intp)
+    upper, lower = 1 - bottom_share, bottom_share
+    if weights is not None:
+        upper, lower = weights * upper, weights * lower
+    places = np.concatenate([top_left, top_left + 1, top_left + side, top_left + side + 1])
+    shares = [upper * (1 - right_share), upper * right_share, lower * (1 - right_share), lower * right_share]
+    kernel = np.bincount(places, np.concatenate(shares), minlength=side * side)
+    return _normalized(kernel.astype(np.float64).reshape(side, side))
 
 
 def _normalized(kernel: NDArray[np.floating]) -> Kernel:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import ray.data
 from numpy.typing import NDArray
@@ -233,6 +234,7 @@ class Reader:
     """Reads the patches of planned batches; its shards stay open."""
 
     def __init__(self, reading: Reading, feeder: ActorHandle) -> None:
+        cv2.setNumThreads(1)  # one reader a core
         self._reading, self._feeder = reading, feeder
         self._prefetcher: Prefetcher | None = None
         self._stores = [PairStore(root, cache_gib=reading.cache_gib) for root in reading.roots]

@@ -17,6 +17,7 @@ from nafnet_core.blur import (
     GAMMA,
     BlurKind,
     Degradation,
+    _normal,
     average_frames,
     degrade,
     draw_degradation,
@@ -177,6 +178,16 @@ def test_noise_has_the_spread_asked_for_in_linear_light(
     assert abs(noise.mean()) < expected / 20
     # White: neighbouring pixels know nothing of each other.
     assert abs(np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1]) < 0.02
+
+
+def test_noise_is_normal() -> None:
+    numbers = _normal(sample_rng(0, 0), (1000, 1000))
+    assert numbers.dtype == np.float32 and abs(numbers.mean()) < 4e-3
+    for sigma in (0.5, 1, 2, 3):
+        expected = math.erfc(sigma / math.sqrt(2))
+        # Four standard deviations of a share of a million draws.
+        assert (np.abs(numbers) > sigma).mean() == pytest.approx(expected, abs=4e-3 * math.sqrt(expected))
+    assert numbers.std() == pytest.approx(1, abs=3e-3) and 4 < np.abs(numbers).max() < 4.5
 
 
 # Drawing the parameters
