@@ -24,9 +24,8 @@ _SHARD_PAIRS = 256
 
 def make_stores(folder: Path, num_photos: int) -> None:
     """`raw`, `png` and the peer's LMDBs, of the same crops; what is there is kept."""
-    data = os.environ.get("NAFNET_DATA")
     if not (folder / "pairs").is_dir():
-        photos = _unsplash(Path(data), num_photos) if data else _shipped(folder / "photos", num_photos)
+        photos = sharp_photos(folder / "photos", num_photos)
         synth.run(synth.SynthConfig(sharp=photos, out=folder / "pairs"))
     source = find_source(folder / "pairs", split="train")
     for format, codec in (("lmdb", "raw"), ("parquet", "png")):
@@ -37,6 +36,12 @@ def make_stores(folder: Path, num_photos: int) -> None:
             prepare.run(source, source.pairs(), config)
     if not (folder / "basicsr").is_dir():
         loaders.write_png_lmdbs(PairStore(folder / "raw"), folder / "basicsr")
+
+
+def sharp_photos(folder: Path, number: int) -> list[Path]:
+    """Photos in NAFNET_DATA; or, where it is not set, some that are made in `folder`."""
+    data = os.environ.get("NAFNET_DATA")
+    return _unsplash(Path(data), number) if data else _shipped(folder, number)
 
 
 def _unsplash(data: Path, number: int) -> list[Path]:

@@ -170,11 +170,11 @@ def _list_index(place: Any, part: str, key: str) -> int | None:
     """Which item of a list `part` of `key` means (`stages.0.patch_px`); None where `place` is a mapping."""
     if isinstance(place, dict) and not part.isdecimal():
         return None
-    if isinstance(place, dict):
-        fix = "Name the store with --data" if key.startswith("data.train.") else None
-        raise InputError("an item of a list that is not there", file=f"--set {key}", got=part, fix=fix)
     if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
         return int(part)
+    if part.isdecimal() and isinstance(place, (dict, list)):
+        fix = "Name the store with --data" if key.startswith("data.train.") else None
+        raise InputError("an item of a list that is not there", file=f"--set {key}", got=part, fix=fix)
     raise InputError("not a section of the configuration", file=f"--set {key}", got=part)
 
 
