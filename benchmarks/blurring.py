@@ -4,8 +4,8 @@
     NAFNET_DATA=~/data python benchmarks/blurring.py      # photos in ~/data/sharp/unsplash
 
 Both cut 256² patches from a memory-mapped store of raw photos, with as much around them as their kernel
-reaches, and add noise. The peer raises to powers, filters through `cv2.filter2D`, and draws normal numbers; for
-`varying` blur there is none.
+reaches, and add noise. The peer raises to powers, filters through `cv2.filter2D`, and draws normal numbers;
+for `varying` blur there is none.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def check_blur(data: DataSection) -> None:
             refuse_sharp_only(
                 store.path,
                 read_manifest(store.path),
-                fix=f"Have them blurred in training, with --set {name}.kinds=[shake]"
+                fix=f"Have them blurred in training, with --set '{name}.kinds=[shake]'"
                 if store.blur is None
                 else f"Set {name}.own_share=0",
             )

@@ -140,7 +140,7 @@ def prepare(
         )
     if sharp:
         print_lines(
-            f"Next: nafnet train --config mobile --data {out} --set data.train.0.blur.kinds=[shake] "
+            f"Next: nafnet train --config mobile --data {out} --set 'data.train.0.blur.kinds=[shake]' "
             "--val STORE_OF_WHOLE_PAIRS"
         )
     elif split == "train":

@@ -240,7 +240,7 @@ def test_a_mixture_blurs_only_what_it_is_told_to(store: PairStore, photo_store: 
 @pytest.mark.parametrize(
     ("blur", "message"),
     [
-        (None, r"a store of sharp photos alone.*--set data\.train\.0\.blur\.kinds=\[shake\]"),
+        (None, r"a store of sharp photos alone.*--set 'data\.train\.0\.blur\.kinds=\[shake\]'"),
         (BlurSection(own_share=0.1), r"a store of sharp photos alone.*Set data\.train\.0\.blur\.own_share=0"),
     ],
 )

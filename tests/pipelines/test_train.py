@@ -52,7 +52,7 @@ def test_sharp_photos_without_blur_are_refused_before_anything_starts(tmp_path: 
     source = SharpPhotos(root=tmp_path / "photos")
     prepare(source, source.pairs(), PrepareConfig(out=tmp_path / "sharp", crop_px=None))
     config = _config(tmp_path / "sharp")
-    with pytest.raises(InputError, match=r"a store of sharp photos alone.*--set data.train.0.blur.kinds"):
+    with pytest.raises(InputError, match=r"a store of sharp photos alone.*--set .data.train.0.blur.kinds"):
         train.check(config)
     blurred = config.data.train[0].model_copy(update={"blur": BlurSection()})
     data = config.data.model_copy(update={"train": (blurred,)})
