@@ -30,7 +30,7 @@ from pipelines.files import locked, make_folder, write_json, write_json_lines
 from pipelines.images import MAX_MEGAPIXELS
 from pipelines.scenes import SceneList
 from pipelines.screening import Findings, Row
-from pipelines.shards import SIDES, Codec, Format, Pair, Side, write_shard
+from pipelines.shards import SIDES, Codec, Format, Pair, Sides, write_shard
 from pipelines.sources import PairRef, Source
 from pipelines.store import (
     MANIFEST,
@@ -96,7 +96,7 @@ class _ShardJob:
         return self.config.out / f"shard-{self.number:05d}.{self.config.format}"
 
     @property
-    def sides(self) -> tuple[Side, ...]:
+    def sides(self) -> Sides:
         """What is kept of each pair. All of a source are alike."""
         return ("gt",) if self.refs[0].lq is None else SIDES
 

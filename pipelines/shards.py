@@ -28,7 +28,9 @@ Side = Literal["lq", "gt"]
 Window = tuple[slice, slice]
 """Rows and columns, each with start and stop inside the image."""
 
-SIDES: tuple[Side, ...] = ("lq", "gt")
+Sides = tuple[Literal["lq"], Literal["gt"]] | tuple[Literal["gt"]]
+"""What is kept of a pair: both images, or the sharp one alone."""
+SIDES: Sides = ("lq", "gt")
 _INDEX_KEY = b"index"
 _LMDB_START_BYTES = 64 * 2**20
 _COLUMNS = pa.schema(

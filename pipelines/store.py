@@ -32,7 +32,7 @@ from nafnet_core import InputError
 from nafnet_core.transforms import Box
 from pipelines.files import sha256
 from pipelines.shard_cache import DEFAULT_CACHE_GIB, node_cache
-from pipelines.shards import SIDES, Codec, Format, Pair, Shard, Side, open_shard, shard_errors
+from pipelines.shards import SIDES, Codec, Format, Pair, Shard, Side, Sides, open_shard, shard_errors
 from pipelines.storage import LocalFolder, folder, is_url
 
 SCHEMA_VERSION = 1
@@ -64,7 +64,7 @@ class Manifest(_Record):
     format: Format
     codec: Codec
     color: Literal["RGB"] = "RGB"
-    sides: tuple[Side, ...] = SIDES
+    sides: Sides = SIDES
     """What is kept of each pair: both images, as in stores older than this field, or `gt` alone."""
     crop_px: int | None
     """Side of the square crops; None where whole images are kept."""

@@ -120,6 +120,10 @@ def test_a_store_of_before_has_both_sides(own_store: Path) -> None:
     (own_store / MANIFEST).write_text(json.dumps(manifest))
     store = PairStore(own_store)
     assert store.manifest.sides == ("lq", "gt") and not store.pair(0).is_sharp_alone
+    for sides in ([], ["lq"], ["gt", "lq"], ["gt", "depth"]):
+        (own_store / MANIFEST).write_text(json.dumps({**manifest, "sides": sides}))
+        with pytest.raises(InputError, match="damaged manifest"):
+            PairStore(own_store)
 
 
 def test_bad_photos_go_to_quarantine_and_exif_turns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
