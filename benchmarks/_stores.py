@@ -38,10 +38,15 @@ def make_stores(folder: Path, num_photos: int) -> None:
 
 def make_pairs(folder: Path, num_photos: int) -> None:
     """`pairs`, of photos; what is there is kept."""
-    data = os.environ.get("NAFNET_DATA")
     if not (folder / "pairs").is_dir():
-        photos = _unsplash(Path(data), num_photos) if data else _shipped(folder / "photos", num_photos)
+        photos = sharp_photos(folder / "photos", num_photos)
         synth.run(synth.SynthConfig(sharp=photos, out=folder / "pairs"))
+
+
+def sharp_photos(folder: Path, number: int) -> list[Path]:
+    """Photos in NAFNET_DATA; or, where it is not set, some that are made in `folder`."""
+    data = os.environ.get("NAFNET_DATA")
+    return _unsplash(Path(data), number) if data else _shipped(folder, number)
 
 
 def _unsplash(data: Path, number: int) -> list[Path]:

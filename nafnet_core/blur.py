@@ -7,29 +7,34 @@
 A composition, in the camera's order: clipped highlights are given back their light, the scene is blurred in
 linear light, photons and read-out add noise, the response curve is applied, and the file is compressed.
 Everything follows from the generator that is handed in, so the same seed and number give the same pixels.
+`Exposure` makes any part of the degraded image, at the cost of that part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from statistics import NormalDist
 from typing import Literal, get_args
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nafnet_core.kernels import Kernel, disc_kernel, gaussian_kernel, rasterized, shake_kernel, shake_path
+from nafnet_core.kernels import Kernel, disc_kernel, gaussian_taps, shake_kernel, shake_path
+from nafnet_core.optics import Blur, LinearImage, Size, UniformBlur, VaryingBlur, Window
+from nafnet_core.transforms import Box
 
 BlurKind = Literal["shake", "varying", "defocus", "gaussian", "measured"]
 Image = NDArray[np.uint8]
-LinearImage = NDArray[np.float32]
 
 GAMMA = 2.2  # Camera response assumed by GoPro's authors (Nah et al., CVPR 2017, section 2).
 _MAX_SIZE_PX = 1000
 _CLIPPED = 254  # From here on a value may have been anything brighter.
-# Of a varying blur: kernels are interpolated between those that move a point by this much more or less.
-_NODE_STEP_PX, _GRID_CELLS = 2.0, (4, 16)
+# JPEG compresses colour in blocks of 16 px, and smooths it over one more on the way back.
+_JPEG_BLOCK_PX, _JPEG_OVERLAP_PX = 16, 2
+_NUM_QUANTILES = 2**16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,12 +132,85 @@ def degrade(
     Raises:
         ValueError: `kind` is `measured` and there are no measured kernels.
     """
-    linear = to_linear(sharp_hwc_u8)
-    if degradation.highlight_gain > 1:
-        # A clipped pixel was brighter than white: unclipped, it smears into the streaks of real night shots.
-        linear[sharp_hwc_u8.min(axis=2) >= _CLIPPED] *= degradation.highlight_gain
-    blurred = _blurred(linear, degradation, rng, measured_kernels)
-    return _developed(blurred, degradation, rng)
+    height, width = sharp_hwc_u8.shape[:2]
+    exposure = Exposure.drawn(degradation, (height, width), rng, measured_kernels=measured_kernels)
+    return exposure.part(sharp_hwc_u8, (0, 0, height, width), rng)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exposure:
+    """A degradation of one image, of which everything but the noise is drawn: it can be made part by part.
+
+    Parts are cut from what `degrade` makes of the whole image, up to the noise, which each draws for itself.
+    """
+
+    degradation: Degradation
+    blur: Blur
+    size: Size
+    """Height and width of the image."""
+
+    @classmethod
+    def drawn(
+        cls,
+        degradation: Degradation,
+        size: Size,
+        rng: np.random.Generator,
+        *,
+        measured_kernels: Sequence[Kernel] = (),
+    ) -> Exposure:
+        """Draw the path of a shake, or one of the measured kernels.
+
+        Raises:
+            ValueError: the kind is `measured` and there are no measured kernels.
+        """
+        blur = _drawn_blur(degradation, size, rng, measured_kernels)
+        return cls(degradation=degradation, blur=blur, size=size)
+
+    def needed(self, part: Box) -> Box:
+        """The box of the sharp image that a part of the degraded one is made of."""
+        return _widened(self._developed_box(part), self.blur.reach_px(self.size), self.size)
+
+    def part(self, sharp_hwc_u8: Image, part: Box, rng: np.random.Generator) -> Image:
+        """Make one part.
+
+        Args:
+            sharp_hwc_u8: (H, W, 3) RGB of the box that is `needed`.
+            part: the box wanted.
+            rng: draws the noise.
+
+        Returns:
+            (H, W, 3) uint8 of the part.
+        """
+        linear = to_linear(sharp_hwc_u8)
+        if self.degradation.highlight_gain > 1:
+            # A clipped pixel was brighter than white: unclipped, it smears into streaks as in night shots.
+            clipped = cv2.inRange(sharp_hwc_u8, (_CLIPPED,) * 3, (255,) * 3) > 0
+            linear[clipped] *= self.degradation.highlight_gain
+        box = self._developed_box(part)
+        window = Window(size=self.size, box=self.needed(part), linear=linear)
+        developed = _developed(self.blur.of(window, box), self.degradation, rng)
+        top, left = part[0] - box[0], part[1] - box[1]
+        return developed[top : top + part[2], left : left + part[3]]
+
+    def _developed_box(self, part: Box) -> Box:
+        """The part, or the blocks of the whole image's JPEG that it lies in."""
+        if self.degradation.jpeg_quality is None:
+            return part
+        top, left, height, width = _widened(part, _JPEG_OVERLAP_PX, self.size)
+        first_row, first_col = (start // _JPEG_BLOCK_PX * _JPEG_BLOCK_PX for start in (top, left))
+        bottom, right = (
+            min(size, -(-stop // _JPEG_BLOCK_PX) * _JPEG_BLOCK_PX)
+            for stop, size in zip((top + height, left + width), self.size, strict=True)
+        )
+        return first_row, first_col, bottom - first_row, right - first_col
+
+
+def _widened(box: Box, by_px: int, size: Size) -> Box:
+    """The box with so much more on each side, as far as the image goes."""
+    top, left, height, width = box
+    first_row, first_col = max(0, top - by_px), max(0, left - by_px)
+    bottom, right = min(size[0], top + height + by_px), min(size[1], left + width + by_px)
+    return first_row, first_col, bottom - first_row, right - first_col
 
 
 def average_frames(
@@ -175,7 +253,7 @@ def to_linear(image_hwc_u8: Image) -> LinearImage:
     """Encoded 0…255 → linear light, white being 1. Raises `ValueError` where it is not (H, W, 3) uint8."""
     if image_hwc_u8.dtype != np.uint8 or image_hwc_u8.ndim != 3:
         raise ValueError(f"expected (H, W, 3) uint8, got {image_hwc_u8.shape} {image_hwc_u8.dtype}")
-    return _LINEAR_OF[image_hwc_u8]
+    return cv2.LUT(image_hwc_u8, _LINEAR_OF)  # type: ignore[return-value]
 
 
 def from_linear(linear: LinearImage) -> Image:
@@ -183,101 +261,60 @@ def from_linear(linear: LinearImage) -> Image:
     return np.rint(linear.clip(0, 1) ** (1 / GAMMA) * 255).astype(np.uint8)
 
 
-def varying_blur(
-    linear: LinearImage, path: NDArray[np.complex128], roll_rad: NDArray[np.float64]
-) -> LinearImage:
-    """Blur of a camera that shifts and rolls about its axis: the further from the centre, the more it turns.
-
-    Each point moves along `path` plus its share of the roll. Kernels are taken at the nodes of a grid and
-    interpolated in between, by blending the images that they make (Nagy & O'Leary, "Restoring images degraded
-    by spatially variant blur", SIAM J. Sci. Comput. 1998): flat fields stay flat. The grid is as fine as
-    neighbouring kernels need to be alike.
-
-    Args:
-        linear: (H, W, 3) in linear light.
-        path: (T,) shift over the exposure, x + iy in pixels.
-        roll_rad: (T,) angle over the exposure.
-
-    Returns:
-        (H, W, 3), nowhere shifted on average, to first order in the roll.
-    """
-    height, width = linear.shape[:2]
-    path, roll_rad = path - path.mean(), roll_rad - roll_rad.mean()
-    centre = complex((width - 1) / 2, (height - 1) / 2)
-    rows, cols = (_nodes(length, float(np.ptp(roll_rad))) for length in (height, width))
-    result = np.zeros_like(linear)
-    for row, row_weights in zip(rows, _hats(rows, height), strict=True):
-        for col, col_weights in zip(cols, _hats(cols, width), strict=True):
-            kernel = rasterized(path + 1j * roll_rad * (complex(col, row) - centre))
-            top, bottom = np.flatnonzero(row_weights)[[0, -1]] + [0, 1]
-            left, right = np.flatnonzero(col_weights)[[0, -1]] + [0, 1]
-            # With what the kernel reaches beyond, where there is more of the image.
-            reach = kernel.shape[0] // 2
-            first_row, first_col = max(0, top - reach), max(0, left - reach)
-            piece = _filtered(linear[first_row : bottom + reach, first_col : right + reach], kernel)
-            piece = piece[top - first_row : bottom - first_row, left - first_col : right - first_col]
-            weights = np.outer(row_weights[top:bottom], col_weights[left:right])[..., None]
-            result[top:bottom, left:right] += piece * weights.astype(np.float32)
-    return result
-
-
-def _nodes(length: int, roll_rad: float) -> NDArray[np.float64]:
-    """Positions along an axis between which points move apart by `_NODE_STEP_PX`, within `_GRID_CELLS`."""
-    cells = int(np.clip(np.ceil(roll_rad * length / _NODE_STEP_PX), *_GRID_CELLS))
-    return np.linspace(0, length - 1, min(cells + 1, length))
-
-
-def _hats(nodes: NDArray[np.float64], length: int) -> NDArray[np.float64]:
-    """(nodes, length) weights of linear interpolation between nodes; they add up to 1 at every pixel."""
-    return np.array([np.interp(np.arange(length), nodes, unit) for unit in np.eye(len(nodes))])
-
-
-def _blurred(
-    linear: LinearImage, degradation: Degradation, rng: np.random.Generator, measured: Sequence[Kernel]
-) -> LinearImage:
+def _drawn_blur(
+    degradation: Degradation, size: Size, rng: np.random.Generator, measured: Sequence[Kernel]
+) -> Blur:
     size_px = degradation.size_px
     match degradation.kind:
         case "shake":
-            kernel = shake_kernel(rng, size_px)
+            return UniformBlur(shake_kernel(rng, size_px))
         case "varying":
-            return _shaken_and_rolled(linear, size_px, rng)
+            return _shake_and_roll(size, size_px, rng)
         case "defocus":
-            kernel = disc_kernel(size_px)
+            return UniformBlur(disc_kernel(size_px))
         case "gaussian":
-            kernel = gaussian_kernel(size_px)
+            return UniformBlur(gaussian_taps(size_px))
         case "measured":
             if not measured:
                 raise ValueError("`measured` blur needs kernels")
-            kernel = measured[int(rng.integers(len(measured)))]
-    return _filtered(linear, kernel)
+            return UniformBlur(measured[int(rng.integers(len(measured)))])
 
 
-def _shaken_and_rolled(linear: LinearImage, size_px: float, rng: np.random.Generator) -> LinearImage:
+def _shake_and_roll(size: Size, size_px: float, rng: np.random.Generator) -> Blur:
     """A shake of up to `size_px`, of which the roll makes a random part at the corners."""
     roll_share = rng.uniform(0.3, 0.9)
     path = shake_path(rng, size_px * (1 - roll_share))
     # Along the same sort of path as a shift: smooth, with a jerk now and then.
     roll_px = shake_path(rng, size_px * roll_share).real
-    corner_px = max(1.0, np.hypot(*linear.shape[:2]) / 2)
-    return varying_blur(linear, path, roll_px / corner_px)
-
-
-def _filtered(linear: LinearImage, kernel: Kernel) -> LinearImage:
-    return cv2.filter2D(linear, -1, cv2.flip(kernel, -1), borderType=cv2.BORDER_REFLECT_101).clip(0, None)
+    corner_px = max(1.0, np.hypot(*size) / 2)
+    return VaryingBlur(path, roll_px / corner_px)
 
 
 def _developed(linear: LinearImage, degradation: Degradation, rng: np.random.Generator) -> Image:
     """What the sensor and the file add: noise, the response curve, compression."""
     if degradation.shot_noise or degradation.read_noise:
         sigma = np.sqrt(linear * degradation.shot_noise + degradation.read_noise**2)
-        linear = linear + sigma * rng.standard_normal(linear.shape, dtype=np.float32)
+        linear = linear + sigma * _normal(rng, linear.shape)
     image = from_linear(linear)
     if degradation.jpeg_quality is None:
         return image
-    done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, degradation.jpeg_quality])
-    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, degradation.jpeg_quality]
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     assert done and decoded is not None
-    return np.ascontiguousarray(decoded[..., ::-1], dtype=np.uint8)
+    return decoded  # type: ignore[return-value]
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> LinearImage:
+    """Normal numbers from a table of 65,536 quantiles, up to 4.3 σ: five times as fast as the generator's."""
+    return _normal_quantiles().take(rng.integers(0, _NUM_QUANTILES, shape, np.uint16))
+
+
+@lru_cache(maxsize=1)
+def _normal_quantiles() -> NDArray[np.float32]:
+    upper_half = (np.arange(_NUM_QUANTILES // 2, _NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
+    values = np.array([NormalDist().inv_cdf(share) for share in upper_half.tolist()], np.float32)
+    return np.concatenate([-values[::-1], values])
 
 
 _LINEAR_OF = ((np.arange(256) / 255) ** GAMMA).astype(np.float32)

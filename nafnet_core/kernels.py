@@ -1,6 +1,7 @@
 """Blur kernels: camera shake, defocus, gaussian, and measured ones made ready to use.
 
-Each is (K, K) float32 with K odd, non-negative, of sum 1, its centre of mass in the middle.
+Each is (K, K) float32 with K odd, non-negative, of sum 1, its centre of mass in the middle. A gaussian's taps
+are (K,), of sum 1: the kernel is their outer product.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Kernel = NDArray[np.float32]
+Taps = NDArray[np.float32]
 Path = NDArray[np.complex128]
 
 _SHAKE_STEPS = 256
@@ -70,9 +72,15 @@ def disc_kernel(diameter_px: float) -> Kernel:
 
 def gaussian_kernel(sigma_px: float) -> Kernel:
     """Isotropic gaussian cut at 3 σ; (K, K) float32."""
+    taps = gaussian_taps(sigma_px)
+    return _normalized(np.outer(taps, taps))
+
+
+def gaussian_taps(sigma_px: float) -> Taps:
+    """One row of the gaussian, cut at 3 σ; (K,) float32."""
     side = _odd_side(6 * sigma_px)
     taps = cv2.getGaussianKernel(side, max(sigma_px, 1e-3), cv2.CV_32F)
-    return _normalized(taps @ taps.T)
+    return _normalized(taps[:, 0].astype(np.float32))
 
 
 def centred(kernel: NDArray[np.floating]) -> Kernel:
@@ -99,14 +107,18 @@ def rasterized(points: Path, weights: NDArray[np.float64] | None = None) -> Kern
     """Kernel that spreads a point over `points` (x + iy, around 0), splatted bilinearly."""
     reach = max(np.abs(points.real).max(), np.abs(points.imag).max())
     half = int(np.ceil(reach)) + 1
-    kernel = np.zeros((2 * half + 1, 2 * half + 1), dtype=np.float64)
+    side = 2 * half + 1
     x, y = points.real + half, points.imag + half
-    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
-    weights = np.ones(points.shape) if weights is None else weights
-    for dy, wy in ((0, 1 - (y - top)), (1, y - top)):
-        for dx, wx in ((0, 1 - (x - left)), (1, x - left)):
-            np.add.at(kernel, (top + dy, left + dx), weights * wy * wx)
-    return _normalized(kernel)
+    left, top = np.floor(x), np.floor(y)
+    right_share, bottom_share = x - left, y - top
+    top_left = (top * side + left).astype(np.intp)
+    upper, lower = 1 - bottom_share, bottom_share
+    if weights is not None:
+        upper, lower = weights * upper, weights * lower
+    places = np.concatenate([top_left, top_left + 1, top_left + side, top_left + side + 1])
+    shares = [upper * (1 - right_share), upper * right_share, lower * (1 - right_share), lower * right_share]
+    kernel = np.bincount(places, np.concatenate(shares), minlength=side * side)
+    return _normalized(kernel.astype(np.float64).reshape(side, side))
 
 
 def _normalized(kernel: NDArray[np.floating]) -> Kernel:

@@ -30,7 +30,7 @@ _SAMPLE_BYTES, _BLOCK_BYTES = 4096, 2**20
 
 
 def find_duplicates(refs: Sequence[PairRef]) -> dict[str, str]:
-    """Pairs of which both images equal, byte for byte, those of a pair before them.
+    """Pairs of which all images equal, byte for byte, those of a pair before them.
 
     Several blurred variants of one sharp image are none. Sharp images of several scenes are warned of.
 
@@ -38,10 +38,11 @@ def find_duplicates(refs: Sequence[PairRef]) -> dict[str, str]:
         The key of each later pair, with the key of the first.
     """
     sharp = same_content([ref.gt for ref in refs])
-    _warn_of_shared_sharp(refs, sharp)
+    if any(ref.lq is not None for ref in refs):  # else all but one of them are refused
+        _warn_of_shared_sharp(refs, sharp)
     _, inverse, counts = np.unique(sharp, return_inverse=True, return_counts=True)
     alike = np.flatnonzero(counts[inverse] > 1)
-    blurred = same_content([refs[index].lq for index in alike])
+    blurred = same_content([refs[index].lq or refs[index].gt for index in alike])
     firsts: dict[tuple[int, int], int] = {}
     found = {}
     for index, content in zip(alike.tolist(), blurred.tolist(), strict=True):
@@ -54,8 +55,13 @@ def find_duplicates(refs: Sequence[PairRef]) -> dict[str, str]:
 def refuse_duplicate(ref: PairRef, duplicates: Mapping[str, str]) -> None:
     """Raise `InputError` where the pair is among `duplicates`."""
     if ref.key in duplicates:
+        first = duplicates[ref.key]
+        if ref.lq is None:
+            raise InputError(
+                f"byte for byte the photo {first!r}", file=str(ref.gt), fix="Remove one of the two"
+            )
         raise InputError(
-            f"both images are byte for byte those of pair {duplicates[ref.key]!r}",
+            f"both images are byte for byte those of pair {first!r}",
             file=str(ref.lq),
             fix="Remove one of the two pairs",
         )

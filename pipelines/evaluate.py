@@ -29,11 +29,12 @@ from pipelines.pictures import before_after, scored_panels
 from pipelines.scoring import ImageScore, Protocol, score_image
 from pipelines.shards import Pair
 from pipelines.sources import PairRef, find_source, place, two_sides
-from pipelines.store import PairStore, digest_of, is_store
+from pipelines.store import PairStore, digest_of, is_store, refuse_sharp_only
 from pipelines.urls import local_path, public
 from pipelines.workspace import Workspace
 
 SCHEMA_VERSION = 1
+_MAKE_PAIRS = "Make pairs of the photos with `nafnet synth`, and prepare these with --crop 0 --split test"
 
 
 class Report(BaseModel):
@@ -83,7 +84,7 @@ class Pairs:
         """Open `first` as a store or a folder of pairs, or `first` and `second` as blurred and sharp folders.
 
         Raises:
-            InputError: no store and no pairs, or folders that do not match.
+            InputError: no store and no pairs, a store of sharp photos alone, or folders that do not match.
         """
         first = local_path(first)
         self.label = public(first) if second is None else f"{public(first)} and {public(second)}"
@@ -93,6 +94,7 @@ class Pairs:
             self._refs = two_sides(place(first), place(second)).pairs()
         elif is_store(first) or not place(first).is_dir():
             self._store = PairStore(first)
+            refuse_sharp_only(first, self._store.manifest, fix=_MAKE_PAIRS)
         else:
             self._refs = find_source(place(first), split="test").pairs()
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import ray.data
 from numpy.typing import NDArray
@@ -245,6 +246,7 @@ class Reader:
     """Reads the patches of planned batches; its shards stay open."""
 
     def __init__(self, reading: Reading, feeder: ActorHandle) -> None:
+        cv2.setNumThreads(1)  # one reader a core
         self._reading, self._feeder = reading, feeder
         self._prefetcher: Prefetcher | None = None
         self._stores: list[PairStore] = []

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from nafnet_core import InputError
 from nafnet_core.transforms import channel_order, cutblur, dihedral_into
+from pipelines.blurring import FreshBlur
 from pipelines.config import DataSection
-from pipelines.plan import SamplePlan, drawn_augmentation
+from pipelines.plan import PlannedSamples, SamplePlan, blur_rng, drawn_augmentation
 from pipelines.storage import is_url
-from pipelines.store import PairStore, read_manifest
+from pipelines.store import PairStore, patch_box, read_manifest, refuse_sharp_only
 
 _WINDOWS_IN_CACHE = 2.5
 
@@ -65,7 +66,29 @@ def plan_for(data: DataSection, *, seed: int) -> SamplePlan:
         augment=data.augment,
         cutblur=data.cutblur,
         channel_shuffle=data.channel_shuffle,
+        blurs=tuple(None if store.blur is None else FreshBlur.of(store.blur) for store in data.train),
     )
+
+
+def data_digests(data: DataSection, plan: SamplePlan) -> list[str]:
+    """What names the data of a run: digests of its stores, then of the measured kernels of each."""
+    stores = [read_manifest(store.path).digest for store in data.train]
+    return stores + [blur.kernels_digest for blur in plan.blurs if blur is not None and blur.kernels_digest]
+
+
+def check_blur(data: DataSection) -> None:
+    """Raise `InputError` where a store has not the images that are asked of it."""
+    for number, store in enumerate(data.train):
+        own_share = 1.0 if store.blur is None else store.blur.own_share
+        if own_share:
+            name = f"data.train.{number}.blur"
+            refuse_sharp_only(
+                store.path,
+                read_manifest(store.path),
+                fix=f"Have them blurred in training, with --set '{name}.kinds=[shake]'"
+                if store.blur is None
+                else f"Set {name}.own_share=0",
+            )
 
 
 def check_patches(data: DataSection, patch_px: int) -> None:
@@ -90,9 +113,7 @@ def read_patches(
     shape = (len(numbers), patch_px, patch_px, 3)
     lq, gt = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
     for row in range(len(numbers)):
-        pair = stores[planned.store[row]].patch(
-            int(planned.pair[row]), planned.top_share[row], planned.left_share[row], patch_px
-        )
+        pair = _read_pair(plan, stores, planned, row, patch_px)
         for out, image in zip((lq[row], gt[row]), pair, strict=True):
             dihedral_into(out, image, int(planned.variant[row]))
         if plan.cutblur or plan.channel_shuffle:
@@ -101,6 +122,20 @@ def read_patches(
                 lq[row] = cutblur(lq[row], gt[row], extra.sharp_box, sharp_inside=extra.sharp_inside)
             lq[row], gt[row] = (channel_order(image, extra.channels) for image in (lq[row], gt[row]))
     return PatchBatch(samples=numbers, lq=lq, gt=gt)
+
+
+def _read_pair(
+    plan: SamplePlan, stores: Sequence[PairStore], planned: PlannedSamples, row: int, patch_px: int
+) -> Sequence[NDArray[np.uint8]]:
+    """lq and gt of one sample, not flipped or turned yet."""
+    number, index = int(planned.store[row]), int(planned.pair[row])
+    store, blur = stores[number], plan.blurs[number] if plan.blurs else None
+    shares = float(planned.top_share[row]), float(planned.left_share[row])
+    if blur is None:
+        return store.patch(index, *shares, patch_px)
+    return blur.patch(
+        store, index, patch_box(store.size(index), *shares, patch_px), blur_rng(int(planned.seed[row]))
+    )
 
 
 def slice_numbers(span: Span, part: tuple[int, int], batches: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -27,11 +27,10 @@ from ray.data.datasource import Datasource, ReadTask
 
 from nafnet_core import InputError
 from pipelines.png import decode_png
-from pipelines.shards import LmdbShard, shard_errors
+from pipelines.shards import SIDES, LmdbShard, shard_errors
 from pipelines.sources.lmdbs import META, LmdbImage, LmdbPairs, is_lmdb, opened_lmdb, refuse_pickle
-from pipelines.store import Manifest, opened_store, read_manifest
+from pipelines.store import Manifest, opened_store, read_manifest, refuse_sharp_only
 
-_SIDES = (b"lq", b"gt")
 # What a PNG of a photo takes of its pixels: only for planning, where sizes are not listed.
 _PNG_SHARE = 0.6
 
@@ -180,7 +179,7 @@ class _StoreRange:
                 about = shard.rows[row]
                 shape = (about.height_px, about.width_px, 3) if self.is_raw else None
                 place = f"{shard.path}#{about.key}"
-                lq, gt = (_Stored(place, shard.value(row, side), shape) for side in _SIDES)
+                lq, gt = (_Stored(place, shard.value(row, side), shape) for side in SIDES)
             yield about.key, about.scene, lq, gt
 
 
@@ -231,6 +230,7 @@ def _store_range(root: Path, decode: bool) -> _StoreRange:
             got=manifest.format,
             fix="Prepare it with --format lmdb",
         )
+    refuse_sharp_only(root, manifest, fix="Make pairs of the photos with `nafnet synth`, and prepare these")
     if manifest.codec == "raw" and not decode:
         raise InputError(
             "raw pixels are not encoded", file=root, expected="codec png", fix="Leave decode=False out"

@@ -44,7 +44,8 @@ def check_folder(place: LocalFolder | RemoteFolder, token: str) -> None:
 
 def check_images(refs: Iterable[PairRef]) -> None:
     """Raise `InputError` where pairs are on a disk, and not one of their folders is on this node."""
-    folders = {_folder_of(image) for ref in refs for image in (ref.lq, ref.gt)}
+    images = (image for ref in refs for image in (ref.lq, ref.gt) if image is not None)
+    folders = {_folder_of(image) for image in images}
     if folders and None not in folders and not any(folder.is_dir() for folder in folders if folder):
         raise InputError(
             "the nodes of this cluster do not share the folder of the images",

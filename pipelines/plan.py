@@ -13,14 +13,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nafnet_core.blur import sample_rng
 from nafnet_core.transforms import Box
 
+if TYPE_CHECKING:
+    from pipelines.blurring import FreshBlur
+
 _WORDS_PER_SAMPLE = 4  # one Philox block: top, left, variant, degradation
-_STREAM_PATCH, _STREAM_SEGMENTS, _STREAM_WINDOW, _STREAM_AUGMENTATION = 1, 2, 3, 4
+_STREAM_PATCH, _STREAM_SEGMENTS, _STREAM_WINDOW, _STREAM_AUGMENTATION, _STREAM_BLUR = 1, 2, 3, 4, 5
 SEGMENT_PAIRS, _FIRST_SEGMENTS = 256, 8
 
 
@@ -38,7 +43,7 @@ class PlannedSamples:
     variant: NDArray[np.int64]
     """Flips and quarter turns, 0…7; see `nafnet_core.transforms.dihedral`."""
     seed: NDArray[np.uint64]
-    """Seed of what else is drawn for a sample: `drawn_augmentation`, an on-the-fly degradation."""
+    """Seed of what else is drawn for a sample: `drawn_augmentation`, `blur_rng`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,8 @@ class SamplePlan:
     """Probabilities."""
     ramp: bool = False
     """Whether the first windows of all are small and grow, so that few shards need to be fetched to begin."""
+    blurs: tuple[FreshBlur | None, ...] = ()
+    """Of each store, blur to be made on the fly. Empty: none anywhere."""
 
     @property
     def epoch_samples(self) -> int:
@@ -140,8 +147,7 @@ def drawn_augmentation(plan: SamplePlan, seed: int, patch_px: int) -> Augmentati
 
     CutBlur's box has sides of 0.7 ± 0.1 of the patch; its authors' code (clovaai/cutblur) takes 0.7 ± 0.01.
     """
-    # An array: of a list with a number from 2^63 on NumPy makes floats.
-    rng = np.random.Generator(np.random.Philox(key=np.array([seed, _STREAM_AUGMENTATION], np.uint64)))
+    rng = sample_rng(seed, _STREAM_AUGMENTATION)
     shuffled, cut = rng.random(2) < (plan.channel_shuffle, plan.cutblur)
     channels = int(rng.integers(6)) if shuffled else 0
     if not cut:
@@ -153,6 +159,11 @@ def drawn_augmentation(plan: SamplePlan, seed: int, patch_px: int) -> Augmentati
     return Augmentation(
         channels=channels, sharp_box=(top, left, height, width), sharp_inside=bool(rng.integers(2))
     )
+
+
+def blur_rng(seed: int) -> np.random.Generator:
+    """What one sample's blur is drawn from, by its seed alone."""
+    return sample_rng(seed, _STREAM_BLUR)
 
 
 def rank_slice(batch: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-"""Any paired data set → PairStore.
+"""Any paired data set → PairStore; sharp photos alone as well, which training blurs anew each time.
 
     nafnet prepare pairs/ --out store/ --crop 512 --stride 256
+    nafnet prepare photos/ --sharp --out store/ --crop 0 --format lmdb --codec raw
     nafnet prepare pairs/ --out store/ --crop 128 --stride 128 --format lmdb --codec raw   # small and fast
     nafnet prepare s3://bucket/pairs --out s3://bucket/stores/train
 
@@ -35,7 +36,7 @@ from pipelines.images import MAX_MEGAPIXELS
 from pipelines.lease import held
 from pipelines.scenes import SceneList
 from pipelines.screening import Findings, Row
-from pipelines.shards import Codec, Format, Pair, write_shard
+from pipelines.shards import SIDES, Codec, Format, Pair, Sides, write_shard
 from pipelines.sources import PairRef, Source
 from pipelines.storage import LocalFolder, RemoteFolder, folder
 from pipelines.store import (
@@ -108,6 +109,11 @@ class _ShardJob:
     @property
     def file(self) -> str:
         return f"shard-{self.number:05d}.{self.config.format}"
+
+    @property
+    def sides(self) -> Sides:
+        """What is kept of each pair. All of a source are alike."""
+        return ("gt",) if self.refs[0].lq is None else SIDES
 
     @property
     def note(self) -> str:
@@ -225,7 +231,9 @@ def _write(job: _ShardJob) -> None:
     findings = Findings()
     pairs = _crops(job, findings)
     with store.staged(job.file) as path:
-        count, digests, min_side = write_shard(path, pairs, format=job.config.format, codec=job.config.codec)
+        count, digests, min_side = write_shard(
+            path, pairs, format=job.config.format, codec=job.config.codec, sides=job.sides
+        )
         info = shard_info(path, count)
     note = {
         "info": info.model_dump(),
@@ -251,7 +259,7 @@ def _crops(job: _ShardJob, findings: Findings) -> Iterator[Pair]:
         if crop is None:
             yield pair
             continue
-        height, width = pair.lq.shape[:2]
+        height, width = pair.gt.shape[:2]
         for top in crop_corners(height, crop, stride, job.config.min_remainder_px):
             for left in crop_corners(width, crop, stride, job.config.min_remainder_px):
                 window = (slice(top, top + crop), slice(left, left + crop))
@@ -262,12 +270,12 @@ def _crops(job: _ShardJob, findings: Findings) -> Iterator[Pair]:
 def _read_pair(ref: PairRef, config: PrepareConfig) -> Pair:
     lq, gt = ref.read(max_megapixels=config.max_megapixels)
     crop_px = config.crop_px
-    if crop_px is not None and min(lq.shape[:2]) < crop_px:
+    if crop_px is not None and min(gt.shape[:2]) < crop_px:
         raise InputError(
             "smaller than a crop",
-            file=str(ref.lq),
+            file=str(ref.lq or ref.gt),
             expected=f"{crop_px} px a side",
-            got=f"{lq.shape[1]}×{lq.shape[0]}",
+            got=f"{gt.shape[1]}×{gt.shape[0]}",
             fix="Choose a smaller --crop",
         )
     return Pair(key=ref.key, scene=ref.scene, lq=lq, gt=gt)
@@ -361,6 +369,7 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
         adapter_options=source.options(),
         format=config.format,
         codec=config.codec,
+        sides=jobs[0].sides,
         crop_px=config.crop_px,
         stride_px=config.stride_px if config.crop_px else None,
         num_pairs=sum(shard.pairs for shard in shards),

@@ -28,7 +28,10 @@ from pipelines.shards import Pair
 from pipelines.sources import PairRef
 
 Row = dict[str, Any]
-"""A pair in quarantine.jsonl or suspects.jsonl: key, lq, gt, reason, and figures where there are any."""
+"""A pair in quarantine.jsonl or suspects.jsonl: key, lq, gt, reason, and figures where there are any.
+
+A sharp photo alone has no lq.
+"""
 # Right pairs of the four sets came to 15.3 dB, 12.1 px and 0.19 at worst, others to 21.9 dB and 0.32 at best.
 MIN_PSNR_DB = 13.0
 MAX_SHIFT_PX = 8.0
@@ -122,6 +125,8 @@ class Findings:
     def take(self, ref: PairRef, pair: Pair) -> None:
         """Take down a pair that is used, and whether it is suspect."""
         self.scenes.add(pair.scene)
+        if ref.lq is None:  # a sharp photo alone
+            return
         found = alignment(pair.lq, pair.gt)
         if reason := found.reason():
             self.suspects.append(_row(ref, reason) | found.figures())
@@ -132,4 +137,5 @@ class Findings:
 
 
 def _row(ref: PairRef, reason: str) -> Row:
-    return {"key": ref.key, "lq": str(ref.lq), "gt": str(ref.gt), "reason": reason}
+    images = {"gt": str(ref.gt)} if ref.lq is None else {"lq": str(ref.lq), "gt": str(ref.gt)}
+    return {"key": ref.key, **images, "reason": reason}

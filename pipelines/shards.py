@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -24,6 +24,13 @@ from pipelines.png import decode_png, decode_png_window, encode_png
 
 Format = Literal["parquet", "lmdb"]
 Codec = Literal["png", "raw"]
+Side = Literal["lq", "gt"]
+Window = tuple[slice, slice]
+"""Rows and columns, each with start and stop inside the image."""
+
+Sides = tuple[Literal["lq"], Literal["gt"]] | tuple[Literal["gt"]]
+"""What is kept of a pair: both images, or the sharp one alone."""
+SIDES: Sides = ("lq", "gt")
 _INDEX_KEY = b"index"
 _LMDB_START_BYTES = 64 * 2**20
 _COLUMNS = pa.schema(
@@ -32,54 +39,61 @@ _COLUMNS = pa.schema(
         ("scene", pa.string()),
         ("height_px", pa.int32()),
         ("width_px", pa.int32()),
-        ("lq", pa.large_binary()),
-        ("gt", pa.large_binary()),
     ]
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """One pair; `lq` and `gt` are (H, W, 3) uint8 RGB of the same size."""
+    """One pair; `lq` and `gt` are (H, W, 3) uint8 RGB of the same size.
+
+    A sharp photo alone is a pair with itself: `lq` is `gt`.
+    """
 
     key: str
     scene: str
     lq: NDArray[np.uint8]
     gt: NDArray[np.uint8]
 
-    def digest(self) -> bytes:
-        """SHA-256 over key, shape and both images' pixels."""
-        state = hashlib.sha256(json.dumps([self.key, self.scene, *self.lq.shape]).encode())
-        state.update(np.ascontiguousarray(self.lq))
-        state.update(np.ascontiguousarray(self.gt))
+    @property
+    def is_sharp_alone(self) -> bool:
+        return self.lq is self.gt
+
+    def digest(self, sides: Sequence[Side] = SIDES) -> bytes:
+        """SHA-256 over key, scene, shape and the pixels of the sides that are kept."""
+        state = hashlib.sha256(json.dumps([self.key, self.scene, *self.gt.shape]).encode())
+        for side in sides:
+            state.update(np.ascontiguousarray(getattr(self, side)))
         return state.digest()
 
 
-def write_shard(path: Path, pairs: Iterable[Pair], *, format: Format, codec: Codec) -> tuple[int, bytes, int]:
-    """Write one shard, whole or not at all.
+def write_shard(
+    path: Path, pairs: Iterable[Pair], *, format: Format, codec: Codec, sides: Sequence[Side] = SIDES
+) -> tuple[int, bytes, int]:
+    """Write one shard, whole or not at all; of each pair the sides that are named.
 
     Returns:
         Number of pairs, their digests one after the other, and the shortest side in px (0 where empty).
     """
-    digests, sides = bytearray(), []
+    digests, lengths_px = bytearray(), []
 
     def counted() -> Iterator[Pair]:
         for pair in pairs:
-            digests.extend(pair.digest())
-            sides.append(min(pair.lq.shape[:2]))
+            digests.extend(pair.digest(sides))
+            lengths_px.append(min(pair.gt.shape[:2]))
             yield pair
 
     with written_aside(path) as temporary:
         if format == "parquet":
-            _write_parquet(temporary, counted())
+            _write_parquet(temporary, counted(), sides)
         else:
-            _write_lmdb(temporary, counted(), codec)
-    return len(sides), bytes(digests), min(sides, default=0)
+            _write_lmdb(temporary, counted(), codec, sides)
+    return len(lengths_px), bytes(digests), min(lengths_px, default=0)
 
 
-def open_shard(path: Path, format: Format, codec: Codec) -> Shard:
+def open_shard(path: Path, format: Format, codec: Codec, sides: Sequence[Side] = SIDES) -> Shard:
     """Open a shard file. Raises `OSError`, `ValueError` or what its library raises; see `shard_errors`."""
-    return ParquetShard(path) if format == "parquet" else LmdbShard(path, codec)
+    return ParquetShard(path, sides) if format == "parquet" else LmdbShard(path, codec, sides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,44 +108,43 @@ class Shard(Protocol):
     path: Path
     rows: list[Row]
 
-    def pair(self, row: int) -> Pair: ...
+    def pair(self, row: int) -> Pair:
+        """One whole pair; of a sharp photo alone, `lq` is `gt`."""
+        ...
 
-    def patch(
-        self, row: int, top_share: float, left_share: float, patch_px: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]: ...
+    def windows(self, row: int, window: Window, sides: Sequence[Side]) -> list[NDArray[np.uint8]]:
+        """One window of each of these sides, which must be kept, as copies."""
+        ...
 
 
 class ParquetShard:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sides: Sequence[Side] = SIDES) -> None:
         self.path = path
+        self._sides = tuple(sides)
         self._file = pq.ParquetFile(path, memory_map=True)
         table = self._file.read(columns=["key", "scene", "height_px", "width_px"])
         self.rows = [Row(**row) for row in table.to_pylist()]
 
     def pair(self, row: int) -> Pair:
-        lq, gt = (decode_png(value) for value in self._values(row))
-        return Pair(key=self.rows[row].key, scene=self.rows[row].scene, lq=lq, gt=gt)
+        images = [decode_png(value) for value in self._values(row, self._sides)]
+        return Pair(key=self.rows[row].key, scene=self.rows[row].scene, lq=images[0], gt=images[-1])
 
-    def patch(
-        self, row: int, top_share: float, left_share: float, patch_px: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        window = _window(self.rows[row], top_share, left_share, patch_px)
-        lq, gt = (decode_png_window(value, *window) for value in self._values(row))
-        return lq, gt
+    def windows(self, row: int, window: Window, sides: Sequence[Side]) -> list[NDArray[np.uint8]]:
+        return [decode_png_window(value, *window) for value in self._values(row, sides)]
 
-    def _values(self, row: int) -> tuple[memoryview, memoryview]:
-        group = self._file.read_row_group(row, columns=["lq", "gt"], use_threads=False)
-        return memoryview(group["lq"][0].as_buffer()), memoryview(group["gt"][0].as_buffer())
+    def _values(self, row: int, sides: Sequence[Side]) -> list[memoryview]:
+        group = self._file.read_row_group(row, columns=list(sides), use_threads=False)
+        return [memoryview(group[side][0].as_buffer()) for side in sides]
 
 
 class LmdbShard:
     """An LMDB file; what `value` and `image` return is valid as long as it is open."""
 
-    def __init__(self, path: Path, codec: Codec) -> None:
+    def __init__(self, path: Path, codec: Codec, sides: Sequence[Side] = SIDES) -> None:
         if not path.is_file():
             raise FileNotFoundError(path)
         self.path = path
-        self._codec = codec
+        self._codec, self._sides = codec, tuple(sides)
         # Patches are small and scattered: read-ahead would fetch what nobody wants.
         self._env = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
         # One for good: nobody writes here, and what it hands out is valid as long as it is open.
@@ -142,28 +155,23 @@ class LmdbShard:
         self.rows = [Row(*row) for row in json.loads(bytes(index))]
 
     def pair(self, row: int) -> Pair:
-        lq, gt = (self.image(row, side).copy() for side in (b"lq", b"gt"))
-        return Pair(key=self.rows[row].key, scene=self.rows[row].scene, lq=lq, gt=gt)
+        images = [self.image(row, side).copy() for side in self._sides]
+        return Pair(key=self.rows[row].key, scene=self.rows[row].scene, lq=images[0], gt=images[-1])
 
-    def patch(
-        self, row: int, top_share: float, left_share: float, patch_px: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        window = _window(self.rows[row], top_share, left_share, patch_px)
+    def windows(self, row: int, window: Window, sides: Sequence[Side]) -> list[NDArray[np.uint8]]:
         if self._codec == "png":
-            lq, gt = (decode_png_window(self.value(row, side), *window) for side in (b"lq", b"gt"))
-        else:
-            # Copied: a view would crash the process once the map is gone. It costs flips and turns nothing.
-            lq, gt = (self.image(row, side)[window].copy() for side in (b"lq", b"gt"))
-        return lq, gt
+            return [decode_png_window(self.value(row, side), *window) for side in sides]
+        # Copied: a view would crash the process once the map is gone. It costs flips and turns nothing.
+        return [self.image(row, side)[window].copy() for side in sides]
 
-    def value(self, row: int, side: bytes) -> memoryview:
-        """What is stored for one side, `lq` or `gt`, of a pair."""
+    def value(self, row: int, side: Side) -> memoryview:
+        """What is stored for one side of a pair."""
         value = self._transaction.get(_lmdb_key(row, side))
         if value is None:
             raise ValueError(f"pair {row} is not in it")
         return value
 
-    def image(self, row: int, side: bytes) -> NDArray[np.uint8]:
+    def image(self, row: int, side: Side) -> NDArray[np.uint8]:
         value = self.value(row, side)
         if self._codec == "png":
             return decode_png(value)
@@ -172,32 +180,28 @@ class LmdbShard:
         return np.frombuffer(value, np.uint8).reshape(shape)
 
 
-def _window(row: Row, top_share: float, left_share: float, patch_px: int) -> tuple[slice, slice]:
-    top = int(top_share * (row.height_px - patch_px + 1))
-    left = int(left_share * (row.width_px - patch_px + 1))
-    return slice(top, top + patch_px), slice(left, left + patch_px)
-
-
-def _write_parquet(path: Path, pairs: Iterator[Pair]) -> None:
+def _write_parquet(path: Path, pairs: Iterator[Pair], sides: Sequence[Side]) -> None:
     # PNG does not compress again. One row group a pair costs about 1 KiB and makes a pair one read.
     # Statistics would hold each small PNG twice more, as its own minimum and maximum.
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    with pq.ParquetWriter(path, _COLUMNS, **options) as writer:
+    schema = pa.schema([*_COLUMNS, *(pa.field(side, pa.large_binary()) for side in sides)])
+    with pq.ParquetWriter(path, schema, **options) as writer:
         for pair in pairs:
-            height, width = pair.lq.shape[:2]
-            row = (pair.key, pair.scene, height, width, encode_png(pair.lq), encode_png(pair.gt))
-            columns = [pa.array([value], field.type) for value, field in zip(row, _COLUMNS, strict=True)]
-            writer.write_table(pa.Table.from_arrays(columns, schema=_COLUMNS))
+            images = [encode_png(getattr(pair, side)) for side in sides]
+            row = (pair.key, pair.scene, *pair.gt.shape[:2], *images)
+            columns = [pa.array([value], field.type) for value, field in zip(row, schema, strict=True)]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
-def _write_lmdb(path: Path, pairs: Iterator[Pair], codec: Codec) -> None:
+def _write_lmdb(path: Path, pairs: Iterator[Pair], codec: Codec, sides: Sequence[Side]) -> None:
     rows = []
     # Synced once at the end, by `written_aside`: before that nobody can see the file.
     env = lmdb.open(str(path), subdir=False, map_size=_LMDB_START_BYTES, lock=False, sync=False, meminit=True)
     try:
         for row, pair in enumerate(pairs):
-            rows.append([pair.key, pair.scene, *pair.lq.shape[:2]])
-            for side, image in ((b"lq", pair.lq), (b"gt", pair.gt)):
+            rows.append([pair.key, pair.scene, *pair.gt.shape[:2]])
+            for side in sides:
+                image = getattr(pair, side)
                 value = encode_png(image) if codec == "png" else np.ascontiguousarray(image).tobytes()
                 _put(env, _lmdb_key(row, side), value)
         _put(env, _INDEX_KEY, json.dumps(rows).encode())
@@ -216,8 +220,8 @@ def _put(env: lmdb.Environment, key: bytes, value: bytes) -> None:
             env.set_mapsize(env.info()["map_size"] * 2)
 
 
-def _lmdb_key(row: int, side: bytes) -> bytes:
-    return b"%08d/%s" % (row, side)
+def _lmdb_key(row: int, side: Side) -> bytes:
+    return f"{row:08d}/{side}".encode()
 
 
 class shard_errors:  # noqa: N801 - reads as a function where it is used

@@ -7,6 +7,8 @@
     STORE/suspects.jsonl           what was taken and looks wrong: hardly a pair, misaligned, identical
     STORE/scenes.txt               names of its scenes, see `pipelines/scenes.py`
 
+A store of sharp photos alone (`sides` is `gt`) holds each once: training blurs them anew every time.
+
 The manifest's `digest` is taken over keys and *decoded* pixels in order, so the same pairs have the same
 digest whatever the format, codec and shard size: it names the data in runs and reports.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -26,9 +29,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nafnet_core import InputError
+from nafnet_core.transforms import Box
 from pipelines.files import sha256
 from pipelines.shard_cache import DEFAULT_CACHE_GIB, node_cache
-from pipelines.shards import Codec, Format, Pair, Shard, open_shard, shard_errors
+from pipelines.shards import SIDES, Codec, Format, Pair, Shard, Side, Sides, open_shard, shard_errors
 from pipelines.storage import LocalFolder, folder, is_url
 
 SCHEMA_VERSION = 1
@@ -60,6 +64,8 @@ class Manifest(_Record):
     format: Format
     codec: Codec
     color: Literal["RGB"] = "RGB"
+    sides: Sides = SIDES
+    """What is kept of each pair: both images, as in stores older than this field, or `gt` alone."""
     crop_px: int | None
     """Side of the square crops; None where whole images are kept."""
     stride_px: int | None
@@ -73,6 +79,11 @@ class Manifest(_Record):
     shards: tuple[ShardInfo, ...]
     digest: str
     licence: str
+
+    @property
+    def is_sharp_only(self) -> bool:
+        """Whether there are no blurred images in it."""
+        return "lq" not in self.sides
 
 
 def digest_of(pair_digests: bytes | bytearray) -> str:
@@ -112,7 +123,7 @@ class PairStore:
         return self.manifest.digest
 
     def pair(self, index: int) -> Pair:
-        """Read one whole pair.
+        """Read one whole pair; of a store of sharp photos, each with itself.
 
         Raises:
             InputError: the shard is missing or damaged.
@@ -120,6 +131,31 @@ class PairStore:
         shard, row = self.locate(index)
         with shard_errors(shard.path):
             return shard.pair(row)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a pair, without reading its pixels."""
+        shard, row = self.locate(index)
+        return shard.rows[row].height_px, shard.rows[row].width_px
+
+    def windows(self, index: int, box: Box, sides: Sequence[Side] | None = None) -> list[NDArray[np.uint8]]:
+        """Read a window of some sides of a pair.
+
+        Args:
+            index: number of the pair.
+            box: top, left, height and width of the window, inside the pair.
+            sides: which ones, of those that are kept; None: all of these.
+
+        Returns:
+            (H, W, 3) uint8 RGB each, as copies.
+
+        Raises:
+            InputError: the shard is missing or damaged.
+        """
+        shard, row = self.locate(index)
+        top, left, height, width = box
+        window = (slice(top, top + height), slice(left, left + width))
+        with shard_errors(shard.path):
+            return shard.windows(row, window, sides or self.manifest.sides)
 
     def patch(
         self, index: int, top_share: float, left_share: float, patch_px: int
@@ -132,14 +168,13 @@ class PairStore:
             patch_px: side.
 
         Returns:
-            lq and gt, each (patch_px, patch_px, 3) uint8 RGB.
+            lq and gt, each (patch_px, patch_px, 3) uint8 RGB; of a sharp photo alone, the same one twice.
 
         Raises:
             InputError: the shard is missing or damaged.
         """
-        shard, row = self.locate(index)
-        with shard_errors(shard.path):
-            return shard.patch(row, top_share, left_share, patch_px)
+        images = self.windows(index, patch_box(self.size(index), top_share, left_share, patch_px))
+        return images[0], images[-1]
 
     def scene(self, index: int) -> str:
         """Scene of a pair, without reading its pixels."""
@@ -155,7 +190,8 @@ class PairStore:
             # Checked before: reading beyond the end of a memory-mapped file kills the process (SIGBUS).
             path = self.at_hand(number)
             with shard_errors(path):
-                self._open[number] = open_shard(path, self.manifest.format, self.manifest.codec)
+                about = self.manifest
+                self._open[number] = open_shard(path, about.format, about.codec, about.sides)
         start = self._ends[number] - self.manifest.shards[number].pairs
         return self._open[number], index - start
 
@@ -177,6 +213,27 @@ class PairStore:
         numbers = np.searchsorted(self._ends, pairs, side="right")
         values, firsts = np.unique(numbers, return_index=True)
         return values[np.argsort(firsts)].tolist()
+
+
+def refuse_sharp_only(root: str | Path, manifest: Manifest, *, fix: str) -> None:
+    """Raise `InputError` where a store has no blurred images, and they are asked for."""
+    if manifest.is_sharp_only:
+        raise InputError("a store of sharp photos alone", file=root, expected="blurred/sharp pairs", fix=fix)
+
+
+def patch_box(size: tuple[int, int], top_share: float, left_share: float, patch_px: int) -> Box:
+    """Box of a square patch.
+
+    Args:
+        size: height and width of the image.
+        top_share, left_share: where its corner lies, 0…1 of the room that there is.
+        patch_px: side.
+    """
+    top, left = (
+        int(share * (length - patch_px + 1))
+        for share, length in zip((top_share, left_share), size, strict=True)
+    )
+    return top, left, patch_px, patch_px
 
 
 @lru_cache(maxsize=64)

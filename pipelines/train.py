@@ -28,12 +28,12 @@ from nafnet_core import CapabilityError, InputError, NAFNetError, StoppedError
 from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig
 from pipelines.files import make_folder, write_json
-from pipelines.ingest import check_patches, plan_for
+from pipelines.ingest import check_blur, check_patches, data_digests, plan_for
 from pipelines.journal import METRICS
 from pipelines.loop import BUDGET, RESULT, STOP
 from pipelines.pictures import training_curves
 from pipelines.scenes import shared_scenes
-from pipelines.store import read_manifest
+from pipelines.store import read_manifest, refuse_sharp_only
 from pipelines.tracking import TRACKING, Row, Tracker, flattened, git_commit, make_experiment, mlflow_client
 from pipelines.trainer import build_loss, build_model
 from pipelines.worker import worker_main
@@ -142,6 +142,8 @@ def check(config: RunConfig) -> None:
         )
     model = build_model(config.model)
     loss = build_loss(config, torch.device("cpu"))
+    check_blur(config.data)
+    plan_for(config.data, seed=config.seed)  # reads measured kernels
     for stage in config.stages:
         check_patches(config.data, stage.patch_px)
         if stage.patch_px % model.config.stride_px:
@@ -165,6 +167,7 @@ def check(config: RunConfig) -> None:
 def _check_validation(config: RunConfig) -> None:
     assert config.data.val is not None
     val = read_manifest(config.data.val)
+    refuse_sharp_only(config.data.val, val, fix="Validate on pairs, as `nafnet synth` makes them")
     for store in config.data.train:
         if val.digest == read_manifest(store.path).digest:
             log.warning("validation on the training data: its score says nothing of other photos")
@@ -208,12 +211,12 @@ def _trainer(config: RunConfig, run_dir: Path) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     attempts = make_folder(run_dir / "ray")
-    scaling = config.scaling
+    scaling, plan = config.scaling, plan_for(config.data, seed=config.seed)
     job = {
         "config": config.model_dump(mode="json"),
         "run_dir": str(run_dir),
-        "plan": plan_for(config.data, seed=config.seed),
-        "digests": [read_manifest(store.path).digest for store in config.data.train],
+        "plan": plan,
+        "digests": data_digests(config.data, plan),
     }
     return TorchTrainer(
         worker_main,
@@ -326,7 +329,7 @@ def _tags(config: RunConfig) -> dict[str, str]:
     tags = {
         "nafnet.host": socket.gethostname(),
         "nafnet.processor": platform.processor() or platform.machine(),
-        "nafnet.store_digests": ",".join(read_manifest(s.path).digest for s in config.data.train),
+        "nafnet.store_digests": ",".join(data_digests(config.data, plan_for(config.data, seed=config.seed))),
     }
     commit = git_commit()
     return {**tags, **({"mlflow.source.git.commit": commit} if commit else {})}

@@ -49,6 +49,7 @@ class TrainContext:
     """This rank's slices of the global batches of a span."""
     epoch_samples: int
     store_digests: tuple[str, ...]
+    """Of all data: stores, then measured kernels that their images are blurred with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

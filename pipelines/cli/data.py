@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,10 +13,16 @@ from nafnet_core.errors import InputError
 from pipelines import console
 from pipelines.cli.shared import AddressOption, JsonOption, output_to, print_lines
 
+if TYPE_CHECKING:
+    from pipelines.sources import Source
+
 app = typer.Typer()
 
 
-@app.command(epilog="Example: nafnet prepare pairs --out store --crop 512 --stride 256")
+@app.command(
+    epilog="Examples: nafnet prepare pairs --out store --crop 512 --stride 256; "
+    "nafnet prepare photos --sharp --out store --crop 0 --format lmdb --codec raw"
+)
 def prepare(
     out: Annotated[str, typer.Option("--out", help="Folder to write, or its URL.")],
     source: Annotated[
@@ -29,6 +35,10 @@ def prepare(
         str | None, typer.Option(help="Folder or LMDB of blurred images, instead of SOURCE.")
     ] = None,
     gt: Annotated[str | None, typer.Option(help="Folder or LMDB of sharp images, instead of SOURCE.")] = None,
+    sharp: Annotated[
+        bool,
+        typer.Option("--sharp", help="SOURCE is a folder of sharp photos, to be blurred in training."),
+    ] = False,
     lq_name: Annotated[str, typer.Option(help="Name of the blurred file, {} being the sharp one's.")] = "{}",
     blur: Annotated[
         str | None,
@@ -71,12 +81,12 @@ def prepare(
 
     16-bit images are rounded to 8 bit, alpha is dropped. Pairs that cannot be used are listed in
     quarantine.jsonl; pairs that look wrong (another picture, shifted, identical) are kept, and listed in
-    suspects.jsonl.
+    suspects.jsonl. With --sharp, a store holds photos alone, which training blurs anew each time.
     """
     from pipelines import prepare as stage
     from pipelines.duplicates import warn_of_shared_sharp
     from pipelines.images import MAX_MEGAPIXELS
-    from pipelines.sources import find_source, hold_out, place, two_sides
+    from pipelines.sources import hold_out
     from pipelines.urls import absolute, is_url, local_path, public
 
     for name, value, known in (
@@ -86,16 +96,16 @@ def prepare(
     ):
         if value not in known:
             raise InputError(f"unknown {name}", got=value, expected=" or ".join(known))
+    if sharp and (source is None or lq or gt or blur or lq_name != "{}"):
+        raise InputError(
+            "--sharp takes a folder of sharp photos, and nothing blurred",
+            fix="Give SOURCE, and leave out --lq, --gt, --lq-name and --blur",
+        )
     if source is not None and (lq is not None or gt is not None):
         raise InputError(
             "SOURCE and --lq or --gt exclude each other", fix="Give SOURCE, or both --lq and --gt"
         )
-    if lq is not None and gt is not None:
-        found = two_sides(place(lq), place(gt), lq_name=lq_name)
-    elif source is not None:
-        found = find_source(place(source), split=split, lq_name=lq_name, blur=blur)
-    else:
-        raise InputError("no source", fix="Give SOURCE, or both --lq and --gt")
+    found = _source(source, lq, gt, sharp=sharp, split=split, lq_name=lq_name, blur=blur)
     refs = found.pairs()
     if holdout is not None:
         warn_of_shared_sharp(refs)
@@ -121,8 +131,9 @@ def prepare(
         if output.as_json:
             output.print_json(manifest.model_dump())
             return
+    what = "sharp images" if sharp else "pairs"
     print_lines(
-        f"{manifest.num_pairs} pairs from {len(refs)} images in {len(manifest.shards)} shards, "
+        f"{manifest.num_pairs} {what} from {len(refs)} images in {len(manifest.shards)} shards, "
         f"{manifest.num_refused} refused; digest {manifest.digest[:12]}."
     )
     if result.refused:
@@ -135,10 +146,36 @@ def prepare(
             f"{manifest.num_suspect} image pairs look wrong and were kept, see suspects.jsonl in {shown}. "
             f"First: {first['key']}, {first['reason']}"
         )
-    if split == "train":
+    if sharp:
+        print_lines(
+            f"Next: nafnet train --config mobile --data {shown} --set 'data.train.0.blur.kinds=[shake]' "
+            "--val STORE_OF_WHOLE_PAIRS"
+        )
+    elif split == "train":
         print_lines(f"Next: nafnet train --config mobile --data {shown} --val STORE_OF_WHOLE_IMAGES")
     else:
         print_lines(f"Next: nafnet evaluate MODEL {shown}")
+
+
+def _source(
+    source: str | None,
+    lq: str | None,
+    gt: str | None,
+    *,
+    sharp: bool,
+    split: str,
+    lq_name: str,
+    blur: str | None,
+) -> Source:
+    from pipelines.sources import SharpPhotos, find_source, place, two_sides
+
+    if lq is not None and gt is not None:
+        return two_sides(place(lq), place(gt), lq_name=lq_name)
+    if source is None:
+        raise InputError("no source", fix="Give SOURCE, or both --lq and --gt")
+    if sharp:
+        return SharpPhotos(root=place(source))
+    return find_source(place(source), split=split, lq_name=lq_name, blur=blur)
 
 
 @contextmanager

@@ -79,7 +79,10 @@ def demo(
         )
 
 
-@app.command(epilog="Example: nafnet train --config mobile --data store --val test-store --name mine")
+@app.command(
+    epilog="Examples: nafnet train --config mobile --data store --val test-store --name mine; "
+    "with a store of sharp photos: --data photos --set 'data.train.0.blur.kinds=[shake, defocus]'"
+)
 def train(
     config: Annotated[str, typer.Option(help="A shipped recipe's name, or a YAML file.")],
     data: Annotated[list[str] | None, typer.Option(help="Store to train on, or its URL; repeatable.")] = None,
@@ -93,10 +96,10 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a network. Ctrl-C saves the state; the same command then goes on."""
-    from pipelines.config import load_config, with_stores
+    from pipelines.config import load_config
     from pipelines.store import read_manifest
 
-    settings = with_stores(load_config(config, overrides or (), name=name), data or [], val)
+    settings = load_config(config, overrides or (), name=name, train=data or (), val=val)
     # Before torch and Ray are imported, which takes seconds.
     for store in (*(store.path for store in settings.data.train), settings.data.val):
         if store is not None:

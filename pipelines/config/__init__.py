@@ -6,7 +6,7 @@ Precedence: defaults < recipe file < overrides. A recipe is a YAML file, or the 
 """
 
 from pipelines.config.base import Section
-from pipelines.config.data import DataSection, StoreSection
+from pipelines.config.data import BlurSection, DataSection, StoreSection
 from pipelines.config.recipe import find_recipe, load_config, parse_config, with_stores
 from pipelines.config.sections import (
     BudgetSection,
@@ -17,6 +17,7 @@ from pipelines.config.sections import (
 )
 
 __all__ = [
+    "BlurSection",
     "BudgetSection",
     "DataSection",
     "LossName",

@@ -22,6 +22,8 @@ _PLAIN_WORDS = {
     "float_type": "a number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
+    "tuple_type": "a list, as [a, b]",
+    "too_short": "one or more",
     "string_pattern_mismatch": "letters, digits, dots, dashes and underscores, a letter or digit first",
 }
 
@@ -37,8 +39,21 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
-def load_config(recipe: str | Path, overrides: Sequence[str] = (), *, name: str | None = None) -> RunConfig:
-    """Read a recipe, apply `key.path=value` overrides and the run's name, and check all of it.
+def load_config(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    train: Sequence[Path | str] = (),
+    val: Path | str | None = None,
+) -> RunConfig:
+    """Read a recipe, apply stores, `key.path=value` overrides and the run's name, and check all of it.
+
+    Args:
+        recipe: a file, or the name of a shipped recipe.
+        overrides: applied in their order, after the stores: `data.train.0.weight=2` is of the first of these.
+        name: of the run; None leaves the recipe's.
+        train, val: stores in place of the recipe's; what is empty or None is left as it is.
 
     Raises:
         InputError: no such recipe, bad YAML, an unknown key (the nearest valid one is named), or a value
@@ -51,6 +66,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = (), *, name: str 
         raise InputError("not a YAML file", file=path, got=" ".join(str(error).split())[:150]) from error
     if not isinstance(content, dict):
         raise InputError("not a recipe", file=path, expected="a mapping", got=type(content).__name__)
+    _put_stores(content, train, val)
     origins = {_apply(content, override): f"--set {override}" for override in overrides}
     if name is not None:
         content["name"] = name
@@ -88,11 +104,19 @@ def _is_within(key: str, location: str) -> bool:
 def with_stores(config: RunConfig, train: Sequence[Path | str], val: Path | str | None) -> RunConfig:
     """`config` reading other stores; what is empty or None is left as it is."""
     content = config.model_dump(mode="json")
-    if train:
-        content["data"]["train"] = [{"path": absolute(place)} for place in train]
-    if val:
-        content["data"]["val"] = absolute(val)
+    _put_stores(content, train, val)
     return RunConfig.model_validate(content)
+
+
+def _put_stores(content: dict[str, Any], train: Sequence[Path | str], val: Path | str | None) -> None:
+    # A recipe whose `data` is no mapping is refused later, with the line that says so.
+    data = content.setdefault("data", {}) if train or val else None
+    if not isinstance(data, dict):
+        return
+    if train:
+        data["train"] = [{"path": absolute(place)} for place in train]
+    if val:
+        data["val"] = absolute(val)
 
 
 def find_recipe(recipe: str | Path) -> Path:
@@ -127,7 +151,9 @@ def _apply(content: dict[str, Any], override: str) -> str:
     place: Any = content
     for parent in parents:
         number = _list_index(place, parent, key)
-        place = place.setdefault(parent, {}) if number is None else place[number]
+        if number is None and place.get(parent) is None:
+            place[parent] = {}  # absent, or an optional section that was off
+        place = place[parent if number is None else number]
     number = _list_index(place, last, key)
     try:
         place[last if number is None else number] = yaml.load(value, _YamlLoader)
@@ -142,10 +168,13 @@ def _apply(content: dict[str, Any], override: str) -> str:
 
 def _list_index(place: Any, part: str, key: str) -> int | None:
     """Which item of a list `part` of `key` means (`stages.0.patch_px`); None where `place` is a mapping."""
-    if isinstance(place, dict):
+    if isinstance(place, dict) and not part.isdecimal():
         return None
     if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
         return int(part)
+    if part.isdecimal() and isinstance(place, (dict, list)):
+        fix = "Name the store with --data" if key.startswith("data.train.") else None
+        raise InputError("an item of a list that is not there", file=f"--set {key}", got=part, fix=fix)
     raise InputError("not a section of the configuration", file=f"--set {key}", got=part)
 
 
@@ -161,10 +190,12 @@ def _explained(error: ValidationError, file: str | Path) -> InputError:
             file=file,
             fix=f"Did you mean {whole!r}? Known here: {', '.join(known)}",
         )
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("expected ")
     if not location:
         return InputError(message, file=file)
-    expected = _PLAIN_WORDS.get(first["type"], message.removeprefix("Input should be "))
+    expected = _PLAIN_WORDS.get(
+        first["type"], message.removeprefix("Input should be ").removeprefix("expected ")
+    )
     got = first["input"] if not isinstance(first["input"], (dict, BaseModel)) else None
     return InputError(f"bad value for {location!r}", file=file, expected=expected, got=got)
 

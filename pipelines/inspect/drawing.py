@@ -31,16 +31,18 @@ _BLURRED, _SHARP = "C1", "C0"
 def draw_pairs(path: Path, pairs: Sequence[Pair], *, title: str) -> Path:
     """Draw up to two pairs a row, blurred and sharp at one scale, under their keys and PSNRs; write a PNG.
 
-    Images that are larger than their box are shrunk, and smaller ones enlarged by whole numbers.
+    Of sharp photos alone, four a row. Images that are larger than their box are shrunk, and smaller ones
+    enlarged by whole numbers.
     """
     # The figure class and not pyplot, whose global state keeps figures alive.
     from matplotlib.figure import Figure
 
-    columns = min(2, len(pairs))
+    sides = 1 if all(pair.is_sharp_alone for pair in pairs) else 2
+    columns = min(4 // sides, len(pairs))
     rows = -(-len(pairs) // columns)
     ratio = float(np.median([pair.gt.shape[0] / pair.gt.shape[1] for pair in pairs]))
     box_height = round(_BOX_PX * min(max(ratio, 0.4), 1.6))
-    pair_width = 2 * _BOX_PX + _GAP_PX
+    pair_width = sides * _BOX_PX + (sides - 1) * _GAP_PX
     width = 2 * _MARGIN_PX + columns * pair_width + (columns - 1) * _GUTTER_PX
     height = _TITLE_PX + _HEAD_PX + rows * (_LABEL_PX + box_height + 2 * _GAP_PX) + _MARGIN_PX // 2
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
@@ -50,22 +52,28 @@ def draw_pairs(path: Path, pairs: Sequence[Pair], *, title: str) -> Path:
         figure.text(x / width, 1 - y / height, text, va="center", parse_math=False, **style)
 
     write(_fitted(title, width - 2 * _MARGIN_PX, 12.5), _MARGIN_PX, _TITLE_PX / 2, size=10, weight="bold")
-    for column in range(2 * columns):
-        left = _left(column // 2) + column % 2 * (_BOX_PX + _GAP_PX)
-        write(("blurred", "sharp")[column % 2], left, _TITLE_PX + _HEAD_PX / 2, size=9)
+    for column in range(sides * columns):
+        left = _left(column // sides, pair_width) + column % sides * (_BOX_PX + _GAP_PX)
+        write(("blurred", "sharp")[column % sides - sides], left, _TITLE_PX + _HEAD_PX / 2, size=9)
     for number, pair in enumerate(pairs):
-        left, row = _left(number % columns), number // columns
+        left, row = _left(number % columns, pair_width), number // columns
         top = _TITLE_PX + _HEAD_PX + row * (_LABEL_PX + box_height + 2 * _GAP_PX)
-        level = psnr_db(pair.lq, pair.gt)
-        score = f"{level:.2f} dB" if np.isfinite(level) else "equal"
+        score = _score(pair)
         middle, style = top + _LABEL_PX / 2, {"size": 8, "family": "monospace"}
-        write(_fitted(pair.key, pair_width - 11 * _CHAR_PX), left, middle, **style)
+        write(_fitted(pair.key, pair_width - 11 * _CHAR_PX * bool(score)), left, middle, **style)
         write(score, left + pair_width, middle, ha="right", **style)
-        for side, image in enumerate((pair.lq, pair.gt)):
+        for side, image in enumerate((pair.lq, pair.gt)[-sides:]):
             shown = _shown(image, box_height)
             x = left + side * (_BOX_PX + _GAP_PX)
             figure.figimage(shown, x, height - top - _LABEL_PX - shown.shape[0], origin="upper")
     return _saved(figure, path)
+
+
+def _score(pair: Pair) -> str:
+    if pair.is_sharp_alone:
+        return ""
+    level = psnr_db(pair.lq, pair.gt)
+    return f"{level:.2f} dB" if np.isfinite(level) else "equal"
 
 
 def draw_histograms(path: Path, sample: Sample, *, title: str) -> Path:
@@ -83,6 +91,8 @@ def draw_histograms(path: Path, sample: Sample, *, title: str) -> Path:
         ("sharp", sample.sharpness_sharp, _SHARP),
         ("blurred", sample.sharpness_blurred, _BLURRED),
     ):
+        if not side:
+            continue
         shown = np.maximum(side, _FLAT)
         label = f"{label}, median {_short(float(np.median(side)))}"
         second.hist(
@@ -113,8 +123,10 @@ def draw_histograms(path: Path, sample: Sample, *, title: str) -> Path:
         third.axvline(float(np.median(finite)), color="0.25", linestyle="--")
     words = [f"median {np.median(finite):.2f} dB"] if finite else []
     words += [f"{sample.num_equal} equal pairs not shown"] if sample.num_equal else []
-    third.set_title(f"Blur: {', '.join(words)}", size=10)
+    third.set_title(f"Blur: {', '.join(words) or 'none, sharp photos alone'}", size=10)
     third.set_xlabel("PSNR of blurred against sharp, dB", size=9)
+    if not sample.psnr_db:
+        third.set_axis_off()
     for axes in (second, third):
         axes.set_ylabel("pairs")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -163,8 +175,8 @@ def _draw_sizes(axes: Axes, sample: Sample) -> None:
     axes.set_axisbelow(True)
 
 
-def _left(column: int) -> int:
-    return _MARGIN_PX + column * (2 * _BOX_PX + _GAP_PX + _GUTTER_PX)
+def _left(column: int, pair_width: int) -> int:
+    return _MARGIN_PX + column * (pair_width + _GUTTER_PX)
 
 
 def _shown(image: NDArray[np.uint8], box_height: int) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ Read = Callable[[int], Pair]
 
 @dataclass(kw_only=True)
 class Sample:
-    """Measured pairs, a list entry a pair."""
+    """Measured pairs, a list entry a pair. Of sharp photos alone, only what there is of these."""
 
     num_pairs: int
     """Of all pairs; the sample may be smaller."""
@@ -108,6 +108,8 @@ def psnr_db(lq: NDArray[np.uint8], gt: NDArray[np.uint8]) -> float:
 def _measure_one(pair: Pair, sample: Sample) -> None:
     sample.sizes.append((pair.lq.shape[1], pair.lq.shape[0]))
     sample.scenes.append(pair.scene)
-    sample.sharpness_blurred.append(sharpness(pair.lq))
     sample.sharpness_sharp.append(sharpness(pair.gt))
+    if pair.is_sharp_alone:
+        return
+    sample.sharpness_blurred.append(sharpness(pair.lq))
     sample.psnr_db.append(psnr_db(pair.lq, pair.gt))

@@ -140,7 +140,8 @@ def _look(
     out = config.out_dir(name)
     pictures = []
     if pairs:
-        title = f"{name}: {len(pairs)} of {sample.num_pairs} pairs, PSNR of blurred against sharp"
+        what = "photos" if pairs[0].is_sharp_alone else "pairs, PSNR of blurred against sharp"
+        title = f"{name}: {len(pairs)} of {sample.num_pairs} {what}"
         pictures.append(draw_pairs(out / "pairs.png", pairs, title=title))
     title = f"{name}: {len(sample.sizes)} of {sample.num_pairs} pairs"
     return sample, (*pictures, draw_histograms(out / "histograms.png", sample, title=title))
@@ -154,6 +155,7 @@ def _facts(root: Path | str, manifest: Manifest) -> dict[str, Any]:
         "adapter": manifest.adapter,
         "format": manifest.format,
         "codec": manifest.codec,
+        "sides": manifest.sides,
         "pairs": manifest.num_pairs,
         "refused": manifest.num_refused,
         "crop_px": manifest.crop_px,

@@ -95,7 +95,7 @@ def _check_pixels(store: PairStore, found: Verification, show: Show) -> None:
     try:
         with show("decode", "pairs") as update:
             for index in range(len(store)):
-                state.update(store.pair(index).digest())
+                state.update(store.pair(index).digest(manifest.sides))
                 update(index + 1, len(store))
     except InputError as error:
         found.problems.append(str(error))

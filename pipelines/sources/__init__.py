@@ -8,6 +8,7 @@ from pipelines.sources.hide import HidePairs
 from pipelines.sources.lists import ListedPairs
 from pipelines.sources.lmdbs import LmdbPairs
 from pipelines.sources.remote import AnyPath, RemotePath, place
+from pipelines.sources.sharp import SharpPhotos
 
 __all__ = [
     "AnyPath",
@@ -20,6 +21,7 @@ __all__ = [
     "RealBlurPairs",
     "RedsPairs",
     "RemotePath",
+    "SharpPhotos",
     "Source",
     "find_source",
     "hold_out",

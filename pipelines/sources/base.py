@@ -43,23 +43,24 @@ class PairRef:
 
     key: str
     scene: str
-    lq: Path | EncodedImage
+    lq: Path | EncodedImage | None
+    """None of a sharp photo alone."""
     gt: Path | EncodedImage
 
     def read(self, *, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Decode both, degraded and sharp, to (H, W, 3) uint8 RGB of the same size.
 
-        16 bit is rounded to 8, alpha is dropped, gray of both becomes RGB.
+        16 bit is rounded to 8, alpha is dropped, gray of both becomes RGB. A sharp photo alone is its own
+        partner: the same array twice.
 
         Raises:
             InputError: one of them is missing or damaged, they differ in size, or one of them is gray.
         """
-        lq, gt = (
-            read_photo(image, max_megapixels=max_megapixels)
-            if isinstance(image, Path)
-            else image.read_photo(max_megapixels=max_megapixels)
-            for image in (self.lq, self.gt)
-        )
+        gt = _read(self.gt, max_megapixels)
+        if self.lq is None:
+            sharp = gt.rgb_hwc_u8()
+            return sharp, sharp
+        lq = _read(self.lq, max_megapixels)
         self._check_alike(lq, gt)
         return lq.rgb_hwc_u8(), gt.rgb_hwc_u8()
 
@@ -85,6 +86,12 @@ class PairRef:
                 got="one channel",
                 fix="Export it in colour, or both in gray",
             )
+
+
+def _read(image: Path | EncodedImage, max_megapixels: float) -> Photo:
+    if isinstance(image, Path):
+        return read_photo(image, max_megapixels=max_megapixels)
+    return image.read_photo(max_megapixels=max_megapixels)
 
 
 def _has_colour(photo: Photo) -> bool:

@@ -68,7 +68,7 @@ def find_source(root: AnyPath, *, split: str, lq_name: str = "{}", blur: str | N
         file=root,
         expected="subfolders blur and sharp (or lq and gt, input and target), GoPro, HIDE, RealBlur or REDS",
         fix="Name both: `prepare --lq BLURRED --gt SHARP`, or `evaluate MODEL BLURRED SHARP`; "
-        "sharp photos alone are for `synth`",
+        "sharp photos alone are for `prepare --sharp`, or for `synth`",
     )
 
 

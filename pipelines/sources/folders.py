@@ -31,7 +31,7 @@ class FolderPairs:
         return {"lq_dir": str(self.lq_dir), "gt_dir": str(self.gt_dir), "lq_name": self.lq_name}
 
     def pairs(self) -> list[PairRef]:
-        lq, gt = _by_stem(self.lq_dir), _by_stem(self.gt_dir)
+        lq, gt = images_by_stem(self.lq_dir), images_by_stem(self.gt_dir)
         for folder, found in ((self.lq_dir, lq), (self.gt_dir, gt)):
             if not found:
                 raise InputError("no images in this folder", file=folder, expected="png, jpg, tif, webp, bmp")
@@ -55,7 +55,8 @@ class FolderPairs:
         return sorted(refs, key=lambda ref: ref.key)
 
 
-def _by_stem(folder: AnyPath) -> dict[str, AnyPath]:
+def images_by_stem(folder: AnyPath) -> dict[str, AnyPath]:
+    """Images below a folder by their path in it, without suffix. Raises `InputError` where two share one."""
     found: dict[str, AnyPath] = {}
     for path in list_images(folder):
         key = path.relative_to(folder).with_suffix("").as_posix()

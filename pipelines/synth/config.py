@@ -11,6 +11,7 @@ import numpy as np
 
 from nafnet_core import InputError
 from nafnet_core.blur import BlurKind, Degradation, draw_degradation, sample_rng
+from pipelines.config import BlurSection
 from pipelines.files import make_folder, write_json
 from pipelines.images import list_images
 
@@ -18,7 +19,7 @@ SETTINGS, RECORDS, SHEET = "synth.json", "degradations.jsonl", "contact_sheet.pn
 SIDES = ("blur", "sharp")
 MIN_SIDE_PX = 64
 _SCHEMA_VERSION = 1
-_PHOTO_NOISE = 0.004
+_DEFAULTS = BlurSection()
 # What a pair's pixels do not hang on: with these changed, the pairs that are there remain right.
 _NOT_IN_PIXELS = ("sharp", "out", "variants", "kernels", "address", "use_ray")
 _OF_PHOTOS_ONLY = ("variants", "kinds", "min_size_px", "max_size_px", "kernels")
@@ -34,19 +35,16 @@ class SynthConfig:
     seed: int = 0
     variants: int = 1
     """Differently blurred copies of each photo."""
-    kinds: tuple[BlurKind, ...] = ("shake",)
-    min_size_px: float = 3.0
-    max_size_px: float = 15.0
-    """Range of the blur's extent. GoPro's blurs reach some 30 px at 1280×720."""
+    # Of these, what is not said here is as in `BlurSection`.
+    kinds: tuple[BlurKind, ...] = _DEFAULTS.kinds
+    min_size_px: float = _DEFAULTS.min_size_px
+    max_size_px: float = _DEFAULTS.max_size_px
     max_noise: float | None = None
-    """Upper end of the read noise, linear light, 1.0 being white. None: 0.004 for photos, a phone at ISO 400
-    or so; 0 for averaged frames, which bring the noise of their camera."""
-    min_jpeg_quality: int | None = None
-    """Blurred images are compressed, at qualities from this to 95; None leaves them as they are."""
+    """None: as there for photos; 0 for averaged frames, which bring the noise of their camera."""
+    min_jpeg_quality: int | None = _DEFAULTS.min_jpeg_quality
     max_side_px: int | None = None
     """Photos and frames are shrunk (by area) to this longer side first."""
     kernels: Path | None = None
-    """Folder of measured kernels, gray images or MATLAB files, or one such file, for the kind `measured`."""
     average: tuple[int, int] | None = None
     """Frames in a window, from and to, both odd: each pair averages a number drawn from these, and the frame
     in the middle is the sharp one (Nah et al., CVPR 2017, section 2: 7 to 13). None blurs photos."""
@@ -126,7 +124,7 @@ def draw(config: SynthConfig, rng: np.random.Generator) -> Degradation:
 def _max_noise(config: SynthConfig) -> float:
     if config.max_noise is not None:
         return config.max_noise
-    return _PHOTO_NOISE if config.average is None else 0.0
+    return _DEFAULTS.max_noise if config.average is None else 0.0
 
 
 def claim(config: SynthConfig, kernels: Mapping[str, str]) -> None:

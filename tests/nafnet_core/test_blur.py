@@ -17,15 +17,13 @@ from nafnet_core.blur import (
     GAMMA,
     BlurKind,
     Degradation,
+    _normal,
     average_frames,
     degrade,
     draw_degradation,
-    from_linear,
     sample_rng,
-    to_linear,
-    varying_blur,
 )
-from nafnet_core.kernels import centred, gaussian_kernel, shake_kernel, shake_path
+from nafnet_core.kernels import centred, gaussian_kernel, shake_kernel
 from tests.nafnet_core.networks import photo
 from tests.nafnet_core.test_kernels import HOOK, centre_of_mass
 
@@ -182,6 +180,16 @@ def test_noise_has_the_spread_asked_for_in_linear_light(
     assert abs(np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1]) < 0.02
 
 
+def test_noise_is_normal() -> None:
+    numbers = _normal(sample_rng(0, 0), (1000, 1000))
+    assert numbers.dtype == np.float32 and abs(numbers.mean()) < 4e-3
+    for sigma in (0.5, 1, 2, 3):
+        expected = math.erfc(sigma / math.sqrt(2))
+        # Four standard deviations of a share of a million draws.
+        assert (np.abs(numbers) > sigma).mean() == pytest.approx(expected, abs=4e-3 * math.sqrt(expected))
+    assert numbers.std() == pytest.approx(1, abs=3e-3) and 4 < np.abs(numbers).max() < 4.5
+
+
 # Drawing the parameters
 
 
@@ -226,59 +234,6 @@ def test_degradation_is_written_as_plain_values() -> None:
         np.random.default_rng(0), kinds=KINDS, min_size_px=1, max_size_px=9, max_noise=0.01
     )
     assert Degradation(**json.loads(json.dumps(degradation.to_dict()))) == degradation
-
-
-# Blur that varies over the image
-
-
-def test_without_roll_the_blur_is_the_same_everywhere() -> None:
-    image = photo(90, 130)
-    path = shake_path(np.random.default_rng(3), 14.0)
-    expected = degrade(image, blur_only("shake", 14.0), np.random.default_rng(3))
-    found = from_linear(varying_blur(to_linear(image), path, np.zeros(len(path))))
-    assert np.abs(found.astype(int) - expected).max() <= 1
-
-
-@pytest.mark.parametrize("roll", [0.04, 0.12])
-def test_roll_is_the_mean_of_turned_images(roll: float) -> None:
-    image = to_linear(photo(200, 260))
-    steps = np.linspace(-1, 1, 129)
-    path, roll_rad = 4 * steps + 2j * steps**2, roll * steps
-    path = path - path.mean()
-    height, width = image.shape[:2]
-    centre = np.array([(width - 1) / 2, (height - 1) / 2])
-    expected = np.zeros_like(image)
-    for shift, angle in zip(path, roll_rad, strict=True):
-        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        offset = centre - turn @ centre + [shift.real, shift.imag]
-        matrix = np.column_stack([turn, offset])
-        expected += cv2.warpAffine(
-            image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-        ) / len(path)
-    found = from_linear(varying_blur(image, path, roll_rad))
-    inner = (slice(20, -20), slice(20, -20))
-    uniform = from_linear(varying_blur(image, path, 0 * roll_rad))
-    assert psnr_db(found[inner], from_linear(expected)[inner]) > 38
-    assert psnr_db(uniform[inner], from_linear(expected)[inner]) < 33
-
-
-def test_varying_blur_is_strongest_away_from_the_centre_and_moves_nothing() -> None:
-    image = np.zeros((241, 321, 3), dtype=np.uint8)
-    spots = {"centre": (120, 160), "edge": (120, 300), "corner": (20, 20)}
-    for y, x in spots.values():
-        image[y - 1 : y + 2, x - 1 : x + 2] = 255
-    roll_rad = np.linspace(-0.05, 0.05, 101)
-    result = linear(from_linear(varying_blur(to_linear(image), np.zeros(101, complex), roll_rad))[..., 0])
-    spreads = {}
-    for name, (y, x) in spots.items():
-        around = result[y - 20 : y + 21, x - 20 : x + 21]
-        assert centre_of_mass(around) == pytest.approx((0, 0), abs=0.35)
-        rows, cols = np.nonzero(around > 0.02)
-        spreads[name] = (np.ptp(rows), np.ptp(cols))
-    assert max(spreads["centre"]) <= 4
-    # On the right the turn is up and down: 140 px times 0.1 rad.
-    assert 12 <= spreads["edge"][0] <= 18 and spreads["edge"][1] <= 6
-    assert min(spreads["corner"]) >= 8
 
 
 # Frames, compression, and seeds

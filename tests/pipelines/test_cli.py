@@ -160,6 +160,10 @@ def test_options_that_exclude_each_other_and_splits_that_do_not_exist(run: Run, 
     both = run("prepare", pairs, "--lq", pairs / "blur", "--gt", pairs / "sharp", "--out", "store")
     _refused(both, 2, "exclude each other")
     _refused(run("prepare", "--lq", pairs / "blur", "--out", "store"), 2, "both --lq and --gt")
+    _refused(run("prepare", pairs, "--sharp", "--out", "store"), 2, "blurred images", "pairs (folders)")
+    for other in (("--blur", "J"), ("--lq-name", "{}_b"), ("--gt", pairs / "sharp")):
+        _refused(run("prepare", pairs / "sharp", "--sharp", *other, "--out", "store"), 2, "nothing blurred")
+    _refused(run("prepare", "--sharp", "--out", "store"), 2, "Give SOURCE")
     _refused(run("prepare", pairs, "--split", "tset", "--out", "store"), 2, "unknown --split", "tset")
 
 

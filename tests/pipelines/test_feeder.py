@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nafnet_core import InputError
+from pipelines.config import BlurSection, DataSection, StoreSection
 from pipelines.feeder import Reading, ray_batches
-from pipelines.ingest import PatchBatch, Span, read_patches, slice_numbers
+from pipelines.ingest import PatchBatch, Span, plan_for, read_patches, slice_numbers
 from pipelines.plan import SamplePlan, rank_slice
 from pipelines.store import PairStore
 
@@ -100,6 +101,28 @@ def test_batches_are_those_of_the_plan(
     for number, batch in enumerate(batches):
         expected = slice_numbers(SPAN, part, np.array([number]))[0]
         assert_same(batch, read_patches(plan, stores, expected, SPAN.patch_px))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("small_blocks", "ray_session")
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_blur_made_on_the_fly_is_the_same_whoever_makes_it(store: PairStore, world_size: int) -> None:
+    blur = BlurSection(kinds=("shake", "varying", "gaussian"), sharp_share=0.2, min_jpeg_quality=50)
+    sections = (StoreSection(path=store.root, blur=blur), StoreSection(path=store.root, weight=0.5))
+    plan = plan_for(DataSection(train=sections), seed=3)
+    rank = world_size - 1
+    batches = list(
+        ray_batches(
+            plan, [store.root] * 2, SPAN, rank=rank, world_size=world_size, num_readers=1 + rank % 3,
+            reader_cpus=0.1,
+        )
+    )  # fmt: skip
+    assert len(batches) == SPAN.num_batches
+    alone = read_patches(plan, [store, store], np.arange(SPAN.start, SPAN.start + 13 * 5), 16)
+    for number, batch in enumerate(batches):
+        start, stop = (5 * number + edge for edge in rank_slice(5, rank, world_size))
+        mine = {name: getattr(alone, name)[start:stop] for name in ("samples", "lq", "gt")}
+        assert_same(batch, PatchBatch(**mine))
 
 
 @pytest.mark.ray

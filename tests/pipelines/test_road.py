@@ -140,6 +140,20 @@ def test_from_photos_to_a_restored_photo(place: Path) -> None:
 
 
 @pytest.mark.ray
+def test_training_blurs_sharp_photos_anew(place: Path) -> None:
+    made = _json("prepare", "photos/train", "--sharp", "--out", "stores/sharp", "--crop", 0, cwd=place)
+    assert made["num_pairs"] == 2 and made["sides"] == ["gt"]
+    run = ("train", "--config", "recipe.yaml", "--data", "stores/sharp", "--val", "stores/test")
+    blur = ("--set", "data.train.0.blur.kinds=[shake,gaussian]", "--set", "data.train.0.blur.max_size_px=6")
+    short = ("--set", "budget.samples=64", "--set", "validation.times=1", "--name", "fresh")
+    trained = _json(*run, *blur, *short, cwd=place)
+    assert trained["samples"] >= 64 and trained["val_psnr_db"] > 15
+    recorded = json.loads((place / "workspace" / "runs" / "fresh" / "config.json").read_text())
+    assert recorded["data"]["train"][0]["blur"]["kinds"] == ["shake", "gaussian"]
+    assert "sharp photos alone" in _nafnet("evaluate", "fresh", "stores/sharp", cwd=place, code=2).stderr
+
+
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
     # Ctrl-C goes to the whole foreground group, Ray's processes among it; a SIGTERM to the command alone.

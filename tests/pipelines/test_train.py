@@ -10,14 +10,16 @@ import pytest
 from cluster.connect import connect
 from nafnet_core import CapabilityError, InputError
 from pipelines import train
-from pipelines.config import RunConfig, parse_config, with_stores
+from pipelines.config import BlurSection, RunConfig, parse_config, with_stores
 from pipelines.files import write_json
+from pipelines.png import encode_png
 from pipelines.prepare import PrepareConfig
 from pipelines.prepare import run as prepare
-from pipelines.sources import FolderPairs
+from pipelines.sources import FolderPairs, SharpPhotos
 from pipelines.synth import SynthConfig
 from pipelines.synth import run as synth
 from pipelines.workspace import Workspace
+from tests.pipelines.pairs import piece
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,26 @@ def _config(store: Path, **changes: object) -> RunConfig:
         **changes,
     }
     return with_stores(parse_config(content, file="test"), [store], None)
+
+
+def test_sharp_photos_without_blur_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.png").write_bytes(encode_png(piece(0)))
+    source = SharpPhotos(root=tmp_path / "photos")
+    prepare(source, source.pairs(), PrepareConfig(out=tmp_path / "sharp", crop_px=None))
+    config = _config(tmp_path / "sharp")
+    with pytest.raises(InputError, match=r"a store of sharp photos alone.*--set .data.train.0.blur.kinds"):
+        train.check(config)
+    blurred = config.data.train[0].model_copy(update={"blur": BlurSection()})
+    data = config.data.model_copy(update={"train": (blurred,)})
+    train.check(config.model_copy(update={"data": data}))
+    validated = data.model_copy(update={"val": str(tmp_path / "sharp")})
+    with pytest.raises(InputError, match=r"a store of sharp photos alone.*Validate on pairs"):
+        train.check(config.model_copy(update={"data": validated}))
+    measured = BlurSection(kinds=("measured",), kernels=tmp_path / "nowhere")
+    data = data.model_copy(update={"train": (blurred.model_copy(update={"blur": measured}),)})
+    with pytest.raises(InputError, match="no such folder.*nowhere"):
+        train.check(config.model_copy(update={"data": data}))
 
 
 @pytest.mark.ray
