@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,11 @@ from pipelines.plan import SEGMENT_PAIRS, SamplePlan  # noqa: E402
 from pipelines.store import PairStore  # noqa: E402
 
 _PATCH_PX, _BATCH, _CONSUMERS = 256, 16, 2
+_WARM_UP_S = 20.0
 _FLOORS = {"raw": 8.0, "png": 1.3}
 _CEILING_FLOOR, _STALL_LIMIT_S, _FIRST_LIMIT_S, _DRIVER_LIMIT_MIB = 0.5, 0.1, 5.0, 500.0
+
+_LABELS = {"peer": "PNG-LMDB DataLoader", "ceiling": "plain loop", "raw": "raw store", "png": "png store"}
 
 Rows = dict[str, dict[str, object]]
 Arrivals = list[float]
@@ -85,7 +88,8 @@ def reading_rows(folder: Path, seconds: float, rounds: int) -> Rows:
     rates: dict[str, list[float]] = {}
     ours: dict[str, list[list[Arrivals]]] = {"raw": [], "png": []}
     with connect():
-        through_ray(folder / "raw", num_pairs, 1.0)  # Ray's own actors start, shared memory is touched
+        # Ray's own actors start; and until a page of shared memory was used once, the kernel has to clear it.
+        through_ray(folder / "raw", num_pairs, _WARM_UP_S)
         for _ in range(rounds):
             runs: dict[str, Callable[[], list[Arrivals]]] = {
                 "peer": lambda: in_processes(_consume_loader, folder / "basicsr", num_pairs, seconds),
@@ -99,40 +103,52 @@ def reading_rows(folder: Path, seconds: float, rounds: int) -> Rows:
                 rates.setdefault(name, []).append(_rate(arrivals))
                 if name in ours:
                     ours[name].append(arrivals)
-        before = _bytes_read()
-        stores.empty_page_cache(folder / "raw")
-        cold = through_ray(folder / "raw", num_pairs, seconds)
-        cold_bytes = _bytes_read() - before
+        epoch = num_pairs // (_BATCH * _CONSUMERS)
+        cold = {
+            "peer": lambda: in_processes(_consume_loader, folder / "basicsr", num_pairs, seconds, epoch),
+            "raw": lambda: through_ray(folder / "raw", num_pairs, seconds, epoch),
+            "png": lambda: through_ray(folder / "png", num_pairs, seconds, epoch),
+        }
+        cold_rows = _cold_rows(folder, cold)
         spilled = memory_summary(stats_only=True)
-    return _rows_of(rates, ours, num_pairs, cold, cold_bytes, "Spilled" in spilled)
+    return _rows_of(rates, ours, num_pairs, "Spilled" in spilled) | cold_rows
 
 
 def _rows_of(
     rates: dict[str, list[float]],
     ours: dict[str, list[list[Arrivals]]],
     num_pairs: int,
-    cold: list[Arrivals],
-    cold_bytes: float,
     spilled: bool,
 ) -> Rows:
     median = {name: statistics.median(values) for name, values in rates.items()}
-    labels = {"peer": "PNG-LMDB DataLoader", "ceiling": "plain loop", "raw": "raw store", "png": "png store"}
-    rows = {f"{labels[name]}, 2 consumers": _row(value, "pairs/s") for name, value in median.items()}
+    rows = {f"{_LABELS[name]}, 2 consumers": _row(value, "pairs/s") for name, value in median.items()}
     for name, floor in _FLOORS.items():
-        rows[f"{labels[name]} against the DataLoader"] = _row(
+        rows[f"{_LABELS[name]} against the DataLoader"] = _row(
             median[name] / median["peer"], "×", at_least=floor
         )
     share = median["raw"] / median["ceiling"]
     rows["raw store, share of the plain loop"] = _row(share, "", at_least=_CEILING_FLOOR)
     for name, runs in ours.items():
         first = max(times[1] - times[0] for run in runs for times in run)
-        rows[f"{labels[name]}, first batch, longest of all"] = _row(first, "s", at_most=_FIRST_LIMIT_S)
+        rows[f"{_LABELS[name]}, first batch, longest of all"] = _row(first, "s", at_most=_FIRST_LIMIT_S)
     stalls = [_stall(times, num_pairs) for run in ours["raw"] for times in run]
     rows["raw store, longest stall between epochs"] = _row(max(stalls), "s", at_most=_STALL_LIMIT_S)
     rows["object store spilled"] = _row(float(spilled), "", at_most=0.0)
-    rows["raw store, cold, from a page cache that was emptied"] = _row(_rate(cold), "pairs/s")
-    num_read = sum(len(times) - 1 for times in cold) * _BATCH
-    rows["raw store, cold, bytes read from the disk a pair"] = _row(cold_bytes / num_read / 2**20, "MiB")
+    return rows
+
+
+def _cold_rows(folder: Path, runs: dict[str, Callable[[], list[Arrivals]]]) -> Rows:
+    """One epoch each, after the page cache was emptied."""
+    rows: Rows = {}
+    for name, run in runs.items():
+        stores.empty_page_cache(folder)
+        before = _bytes_read()
+        consumers = run()
+        read = _bytes_read() - before
+        rate = sum((len(times) - 2) * _BATCH / (times[-1] - times[1]) for times in consumers)
+        num_pairs = sum(len(times) - 1 for times in consumers) * _BATCH
+        rows[f"{_LABELS[name]}, cold: an epoch from an emptied page cache"] = _row(rate, "pairs/s")
+        rows[f"{_LABELS[name]}, cold: bytes from the disk a pair"] = _row(read / num_pairs / 2**20, "MiB")
     return rows
 
 
@@ -206,12 +222,14 @@ def _bytes_read() -> float:
     return sum(int(fields[5]) * 512.0 for fields in lines if not fields[2].startswith(("loop", "ram")))
 
 
-def in_processes(consume: Callable[..., None], place: Path, num_pairs: int, seconds: float) -> list[Arrivals]:
-    """Run a consumer in each of two processes at once."""
+def in_processes(
+    consume: Callable[..., None], place: Path, num_pairs: int, seconds: float, num_batches: int = 10**6
+) -> list[Arrivals]:
+    """Run a consumer in each of two processes at once, for so long or so many batches."""
     context = multiprocessing.get_context("spawn")
     queue, barrier = context.Queue(), context.Barrier(_CONSUMERS)
     processes = [
-        context.Process(target=consume, args=(place, num_pairs, seconds, number, barrier, queue))
+        context.Process(target=consume, args=(place, num_pairs, seconds, num_batches, number, barrier, queue))
         for number in range(_CONSUMERS)
     ]
     for process in processes:
@@ -223,7 +241,7 @@ def in_processes(consume: Callable[..., None], place: Path, num_pairs: int, seco
 
 
 def _consume_loader(
-    place: Path, num_pairs: int, seconds: float, number: int, barrier: Any, queue: Any
+    place: Path, num_pairs: int, seconds: float, num_batches: int, number: int, barrier: Any, queue: Any
 ) -> None:
     import torch
 
@@ -235,13 +253,16 @@ def _consume_loader(
             yield from loader
 
     barrier.wait()
-    queue.put(_taken(batches(), seconds))
+    queue.put(_taken(islice(batches(), num_batches), seconds))
 
 
-def _consume_loop(place: Path, num_pairs: int, seconds: float, number: int, barrier: Any, queue: Any) -> None:
+def _consume_loop(
+    place: Path, num_pairs: int, seconds: float, num_batches: int, number: int, barrier: Any, queue: Any
+) -> None:
     cv2.setNumThreads(1)
     barrier.wait()
-    queue.put(_taken(loaders.plain_loop(place, _PATCH_PX, _BATCH, seed=number), seconds))
+    batches = loaders.plain_loop(place, _PATCH_PX, _BATCH, seed=number)
+    queue.put(_taken(islice(batches, num_batches), seconds))
 
 
 def _taken(batches: Iterator[Any], seconds: float) -> Arrivals:
@@ -254,7 +275,7 @@ def _taken(batches: Iterator[Any], seconds: float) -> Arrivals:
     return times
 
 
-def through_ray(root: Path, num_pairs: int, seconds: float) -> list[Arrivals]:
+def through_ray(root: Path, num_pairs: int, seconds: float, num_batches: int = 10**6) -> list[Arrivals]:
     """Our ingest: two Ray actors in the training workers' places."""
     import ray
 
@@ -269,7 +290,7 @@ def through_ray(root: Path, num_pairs: int, seconds: float) -> list[Arrivals]:
             from pipelines.feeder import ray_batches
             from pipelines.ingest import Span
 
-            span = Span(start=0, num_batches=10**6, batch=_BATCH * _CONSUMERS, patch_px=_PATCH_PX)
+            span = Span(start=0, num_batches=num_batches, batch=_BATCH * _CONSUMERS, patch_px=_PATCH_PX)
             batches = ray_batches(
                 plan, [root], span, rank=rank, world_size=_CONSUMERS, num_readers=1, reader_cpus=0.5
             )

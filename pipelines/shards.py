@@ -145,8 +145,9 @@ class LmdbShard:
             raise FileNotFoundError(path)
         self.path = path
         self._codec, self._sides = codec, tuple(sides)
-        # Patches are small and scattered: read-ahead would fetch what nobody wants.
-        self._env = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+        # With read-ahead: the rows of a patch lie beside one another, and without it each page of them is a
+        # request of its own to the disk.
+        self._env = lmdb.open(str(path), subdir=False, readonly=True, lock=False)
         # One for good: nobody writes here, and what it hands out is valid as long as it is open.
         self._transaction = self._env.begin(buffers=True)
         index = self._transaction.get(_INDEX_KEY)
