@@ -1,7 +1,8 @@
 """Blur of an image in linear light, the whole of it or any part: a part comes out as if cut from the whole.
 
 Patches of training are blurred so. A kernel is applied tap by tap, in one order at every pixel: a Fourier
-transform rounds otherwise in every window, and takes ten times as long for the few taps of a shake.
+transform rounds otherwise in every window, and takes ten times as long for the few taps of a shake. It is
+left to kernels of more than 500 taps, of which a part may differ from the whole by a level.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def part_of(image: NDArray[np.uint8], part: Box, degradation: Degradation, seed:
 @settings(deadline=None, max_examples=40)
 @given(
     kind=st.sampled_from(ALL_KINDS),
-    size_px=st.floats(0, 25),
+    size_px=st.floats(0, 20),
     jpeg_quality=st.none() | st.integers(30, 95),
     seed=st.integers(0, 2**32),
     shares=st.tuples(*[st.floats(0, 1)] * 4),
@@ -75,6 +75,13 @@ def test_a_part_is_cut_from_the_blurred_whole(
     rng = np.random.default_rng(seed)
     expected = cut(degrade(image, degradation, rng, measured_kernels=[centred(HOOK)]), part)
     assert found.shape == expected.shape and np.array_equal(found, expected)
+
+
+def test_a_part_of_a_very_large_blur_is_the_wholes_to_a_level() -> None:
+    image, part, degradation = photo(160, 200), (50, 70, 60, 40), blur_only("defocus", 60.0)
+    found = part_of(image, part, degradation, 0)
+    expected = cut(degrade(image, degradation, np.random.default_rng(0)), part)
+    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
