@@ -234,7 +234,7 @@ class shard_errors:  # noqa: N801 - reads as a function where it is used
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (lmdb.Error, pa.ArrowException, OSError, ValueError, TypeError)):
+        if isinstance(error, (lmdb.Error, pa.ArrowException, OSError, ValueError, TypeError, KeyError)):
             raise InputError(
                 "a missing or damaged shard",
                 file=self._path,
