@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -206,20 +207,22 @@ def _rate(consumers: Sequence[Arrivals]) -> float:
 def _stall(times: Arrivals, num_pairs: int) -> float:
     """How much longer than usual the batches took with which an epoch began.
 
-    Batches come in blocks, so a gap at the border of an epoch is measured against the longest gap elsewhere.
+    Batches come in blocks, so the longest gap at a border is measured against the long ones elsewhere.
     """
     gaps = [after - before for before, after in pairwise(times[1:])]
     per_epoch = num_pairs / (_BATCH * _CONSUMERS)
-    borders = {round(epoch * per_epoch) + shift for epoch in range(1, 10**4) for shift in (-1, 0)}
+    # The gaps before and after the batch in which an epoch begins.
+    borders = {math.floor(epoch * per_epoch) + shift for epoch in range(1, 10**4) for shift in (-1, 0)}
     at = [gap for number, gap in enumerate(gaps) if number in borders]
+    assert at, "the measurement was shorter than an epoch"
     elsewhere = [gap for number, gap in enumerate(gaps) if number not in borders]
-    return max(0.0, max(at, default=0.0) - max(elsewhere))
+    return max(0.0, max(at) - float(np.quantile(elsewhere, 0.995)))
 
 
 def _bytes_read() -> float:
-    """Bytes that this machine's disks have delivered."""
-    lines = (line.split() for line in Path("/proc/diskstats").read_text().splitlines())
-    return sum(int(fields[5]) * 512.0 for fields in lines if not fields[2].startswith(("loop", "ram")))
+    """Bytes that this machine's disks have delivered, each counted once."""
+    disks = [name for name in os.listdir("/sys/block") if not name.startswith(("loop", "ram", "dm-", "md"))]
+    return sum(int(Path(f"/sys/block/{name}/stat").read_text().split()[2]) * 512.0 for name in disks)
 
 
 def in_processes(

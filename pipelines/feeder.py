@@ -80,7 +80,7 @@ def ray_batches(
         part=rank_slice(span.batch, rank, world_size),
         num_readers=num_readers,
         reader_cpus=reader_cpus,
-        block_bytes=_block_bytes(world_size),
+        block_bytes=_block_bytes(world_size, num_readers),
         cache_gib=cache_gib,
     )
     restarts = 0
@@ -103,10 +103,14 @@ def ray_batches(
             feed.close()
 
 
-def _block_bytes(world_size: int) -> int:
+def _block_bytes(world_size: int, num_readers: int) -> int:
     """Size of a block, such that what lies ready for all ranks is a part of shared memory only."""
     share = ray.cluster_resources().get("object_store_memory", 0) / _STORE_PARTS / world_size
-    return int(min(_MAX_BLOCK_BYTES, share / _AHEAD_BLOCKS))
+    return int(min(_MAX_BLOCK_BYTES, share / _blocks_ahead(num_readers)))
+
+
+def _blocks_ahead(num_readers: int) -> int:
+    return max(2 * num_readers, _AHEAD_BLOCKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +202,7 @@ class Feeder:
         context.target_max_block_size = 1
         # Walking through a reader's mappings, of all shards and of shared memory, takes it milliseconds.
         context.memory_usage_poll_interval_s = None
-        self._ahead = max(2 * reading.num_readers, _AHEAD_BLOCKS)
+        self._ahead = _blocks_ahead(reading.num_readers)
         self._taken, self._changed = 0, threading.Condition()
         # Not `ray.data.range`: its tasks want a CPU each, and wait for ever where training workers hold them.
         readers = [{"reader": number} for number in range(reading.num_readers)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nafnet_core import InputError
+
+NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""What a node lacks: no fault of the file that is read or written, nor of the storage where it lies."""
 
 
 @contextmanager

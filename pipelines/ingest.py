@@ -16,9 +16,9 @@ from nafnet_core import InputError
 from nafnet_core.transforms import channel_order, cutblur, dihedral_into
 from pipelines.blurring import FreshBlur
 from pipelines.config import DataSection
-from pipelines.plan import PlannedSamples, SamplePlan, blur_rng, drawn_augmentation
+from pipelines.plan import SEGMENT_PAIRS, PlannedSamples, SamplePlan, blur_rng, drawn_augmentation
 from pipelines.storage import is_url
-from pipelines.store import PairStore, patch_box, read_manifest, refuse_sharp_only
+from pipelines.store import Manifest, PairStore, patch_box, read_manifest, refuse_sharp_only
 
 _WINDOWS_IN_CACHE = 2.5
 
@@ -53,10 +53,11 @@ def plan_for(data: DataSection, *, seed: int) -> SamplePlan:
         for store, manifest in zip(data.train, manifests, strict=True)
         if is_url(store.path) and manifest.num_pairs
     ]
-    if remote:
+    cache_bytes = data.cache_gib * 2**30
+    if sum(shard.bytes for manifest in remote for shard in manifest.shards) > cache_bytes:
         # Two windows must find room in the cache, or each sample would fetch its shard anew.
-        pair_bytes = max(sum(s.bytes for s in m.shards) / m.num_pairs for m in remote)
-        window = max(1, min(window, int(data.cache_gib * 2**30 / _WINDOWS_IN_CACHE / pair_bytes)))
+        pair_bytes = max(_fetched_bytes(manifest) for manifest in remote)
+        window = max(1, min(window, int(cache_bytes / _WINDOWS_IN_CACHE / pair_bytes)))
     return SamplePlan(
         seed=seed,
         store_pairs=tuple(manifest.num_pairs for manifest in manifests),
@@ -89,6 +90,13 @@ def check_blur(data: DataSection) -> None:
                 if store.blur is None
                 else f"Set {name}.own_share=0",
             )
+
+
+def _fetched_bytes(manifest: Manifest) -> float:
+    """What a pair of a window of shuffling costs: a segment of pairs is fetched by whole shards."""
+    segment_pairs, num_shards = min(SEGMENT_PAIRS, manifest.num_pairs), len(manifest.shards)
+    touched = min(num_shards, 1 + (segment_pairs - 1) * num_shards / manifest.num_pairs)
+    return touched * sum(shard.bytes for shard in manifest.shards) / num_shards / segment_pairs
 
 
 def check_patches(data: DataSection, patch_px: int) -> None:

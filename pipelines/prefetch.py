@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nafnet_core import NAFNetError
 from pipelines.plan import SamplePlan
@@ -31,7 +32,6 @@ class Prefetcher:
         self._plan, self._first, self._stop = plan, first, stop
         self._remote = {number: store for number, store in enumerate(stores) if is_url(str(store.root))}
         self._position, self._moved = first, threading.Condition()
-        self._requested: set[tuple[int, int]] = set()
         if self._remote:
             threading.Thread(target=self._run, name="prefetch", daemon=True).start()
 
@@ -42,26 +42,27 @@ class Prefetcher:
             self._moved.notify_all()
 
     def _run(self) -> None:
+        window = self._plan.window_pairs
+        # Of a small window only a part at a time, or its shards push one another out of the cache.
+        chunk = max(1, min(_CHUNK_SAMPLES, window // 4))
         with ThreadPoolExecutor(_NUM_FETCHES) as pool:
-            pending: set[Future[None]] = set()
-            for start in range(self._first, self._stop, _CHUNK_SAMPLES):
+            for start in range(self._first, self._stop, chunk):
                 with self._moved:
-                    self._moved.wait_for(lambda s=start: s < self._position + self._plan.window_pairs)
-                numbers = np.arange(start, min(start + _CHUNK_SAMPLES, self._stop))
-                for shard in self._shards_of(numbers):
-                    pending.add(pool.submit(self._fetch, *shard))
+                    self._moved.wait_for(lambda s=start: s < self._position + window)
+                for shard in self._shards_of(np.arange(start, min(start + chunk, self._stop))):
+                    pool.submit(self._fetch, *shard)
 
-    def _shards_of(self, numbers: np.ndarray) -> list[tuple[int, int]]:
-        """Shards that these samples are the first to need, in their order."""
+    def _shards_of(self, numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Shards that these samples need, in their order.
+
+        Those at hand are asked for as well: the cache then knows that they are in use.
+        """
         planned = self._plan.samples(numbers)
-        found: list[tuple[int, int]] = []
-        for number, store in self._remote.items():
-            shards = store.shards_of(planned.pair[planned.store == number])
-            found += [(number, shard) for shard in shards if (number, shard) not in self._requested]
-        if len(self._requested) > 2 * self._plan.window_pairs:
-            self._requested.clear()  # an epoch comes back to them
-        self._requested.update(found)
-        return found
+        return [
+            (number, shard)
+            for number, store in self._remote.items()
+            for shard in store.shards_of(planned.pair[planned.store == number])
+        ]
 
     def _fetch(self, store: int, shard: int) -> None:
         try:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 FOLDER_VARIABLE = "NAFNET_CACHE"
 DEFAULT_CACHE_GIB = 64.0
 _GIB = 2**30
+_PART = ".part"
 
 
 class DamagedShardError(ValueError):
@@ -47,10 +48,13 @@ class ShardCache:
             raise DamagedShardError(f"{state.st_size} bytes instead of {size}")
         identity = f"{path.absolute()} {state.st_ino} {state.st_mtime_ns} {size} {digest}"
         note = self._folder / "checked" / hashlib.sha256(identity.encode()).hexdigest()
-        if not note.exists():
-            if (got := sha256(path)) != digest:
-                raise DamagedShardError(f"SHA-256 {got[:12]}… instead of {digest[:12]}…")
-            note.touch()
+        if note.exists():
+            return path
+        with self._lock(note.name):
+            if not note.exists():
+                if (got := sha256(path)) != digest:
+                    raise DamagedShardError(f"SHA-256 {got[:12]}… instead of {digest[:12]}…")
+                note.touch()
         return path
 
     def fetched(self, source: RemoteFolder, name: str, *, size: int, digest: str) -> Path:
@@ -62,21 +66,21 @@ class ShardCache:
         path = self._folder / f"{digest}{Path(name).suffix}"
         with self._lock(path.name):
             if not path.exists():
+                part = self._folder / f"{digest}{_PART}"
+                for left in self._folder.glob(f"*{part.name}*"):  # by a process that was killed
+                    left.unlink(missing_ok=True)
                 self._make_room(size)
                 # Once more, if it was damaged on the way.
-                for got in (source.fetch(name, path) for _ in range(2)):
+                for got in (source.fetch(name, part) for _ in range(2)):
                     if got == digest:
+                        part.replace(path)
                         break
-                    path.unlink()
+                    part.unlink()
                     log.warning("%s came with another SHA-256", source.at(name))
                 else:
                     raise DamagedShardError(f"SHA-256 {got[:12]}… instead of {digest[:12]}…")
         os.utime(path)
         return path
-
-    def holds(self, digest: str, name: str) -> bool:
-        """Whether a remote shard is in the cache."""
-        return (self._folder / f"{digest}{Path(name).suffix}").exists()
 
     def _make_room(self, size: int) -> None:
         """Remove the shards that nobody took for the longest time. Those still open stay readable."""

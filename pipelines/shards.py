@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
+from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
@@ -18,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nafnet_core import InputError
-from pipelines.files import written_aside
+from nafnet_core import CapabilityError, InputError
+from pipelines.files import NODE_ERRNOS, written_aside
 from pipelines.png import decode_png, decode_png_window, encode_png
 
 Format = Literal["parquet", "lmdb"]
@@ -32,6 +33,7 @@ Sides = tuple[Literal["lq"], Literal["gt"]] | tuple[Literal["gt"]]
 """What is kept of a pair: both images, or the sharp one alone."""
 SIDES: Sides = ("lq", "gt")
 _INDEX_KEY = b"index"
+_OPENED: WeakValueDictionary[tuple[int, int], LmdbShard] = WeakValueDictionary()
 _LMDB_START_BYTES = 64 * 2**20
 _COLUMNS = pa.schema(
     [
@@ -93,7 +95,15 @@ def write_shard(
 
 def open_shard(path: Path, format: Format, codec: Codec, sides: Sequence[Side] = SIDES) -> Shard:
     """Open a shard file. Raises `OSError`, `ValueError` or what its library raises; see `shard_errors`."""
-    return ParquetShard(path, sides) if format == "parquet" else LmdbShard(path, codec, sides)
+    if format == "parquet":
+        return ParquetShard(path, sides)
+    # LMDB refuses to open a file twice in a process; two stores of a mixture may be one.
+    status = path.stat()
+    identity = status.st_dev, status.st_ino
+    shard = _OPENED.get(identity)
+    if shard is None:
+        _OPENED[identity] = shard = LmdbShard(path, codec, sides)
+    return shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +236,7 @@ def _lmdb_key(row: int, side: Side) -> bytes:
 
 
 class shard_errors:  # noqa: N801 - reads as a function where it is used
-    """Turn whatever a damaged shard raises into one line that names it."""
+    """Turn whatever a damaged shard raises into one line that names it; a full disk is no damage."""
 
     def __init__(self, path: Path | str) -> None:
         self._path = path
@@ -234,6 +244,13 @@ class shard_errors:  # noqa: N801 - reads as a function where it is used
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and error.errno in NODE_ERRNOS:
+            raise CapabilityError(
+                "this node has no room for shards",
+                file=error.filename or self._path,
+                got=error.strerror,
+                fix="Free some there, or name another folder with NAFNET_CACHE",
+            ) from error
         if isinstance(error, (lmdb.Error, pa.ArrowException, OSError, ValueError, TypeError, KeyError)):
             raise InputError(
                 "a missing or damaged shard",

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from nafnet_core import CapabilityError, InputError
-from pipelines.files import make_folder, sha256, written_aside
+from pipelines.files import NODE_ERRNOS, make_folder, sha256, written_aside
 from pipelines.scratch import scratch_folder
 from pipelines.urls import absolute, is_url, public
 
@@ -337,6 +337,8 @@ class RemoteFolder:
             except _FINAL:
                 raise
             except OSError as error:
+                if error.errno in NODE_ERRNOS:  # ours, and not the storage's
+                    raise
                 text = str(error)
                 if any(final in text for final in _FINAL_TEXTS):
                     raise InputError("the storage refuses this", file=file, got=_short(text)) from error

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -26,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nafnet_core import InputError
 from nafnet_core.transforms import Box
@@ -37,6 +38,7 @@ from pipelines.storage import LocalFolder, folder, is_url
 
 SCHEMA_VERSION = 1
 MANIFEST, QUARANTINE, SUSPECTS, SCENES = "manifest.json", "quarantine.jsonl", "suspects.jsonl", "scenes.txt"
+_MOST_OPEN = 512  # a process may often have 1,024 files open
 PROGRESS = ".progress"  # notes of `prepare`, while it is at it
 
 
@@ -47,10 +49,11 @@ class _Record(BaseModel):
 class ShardInfo(_Record):
     """One shard, as the manifest lists it."""
 
-    file: str
+    # Names in the cache are made of these: a stranger's manifest must not reach other folders.
+    file: str = Field(pattern=r"^[^/\\]+$")
     pairs: int
     bytes: int
-    sha256: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Manifest(_Record):
@@ -97,7 +100,7 @@ def shard_info(path: Path, num_pairs: int) -> ShardInfo:
 
 
 class PairStore:
-    """A store opened for reading. Shards are opened on first use and kept open; one object a process."""
+    """A store opened for reading. Shards are opened on first use, and the last used ones kept open."""
 
     def __init__(self, root: str | Path, *, cache_gib: float = DEFAULT_CACHE_GIB) -> None:
         """Read the manifest only.
@@ -113,7 +116,7 @@ class PairStore:
         self.manifest = read_manifest(root)
         self._cache = node_cache(cache_gib)
         self._ends = list(accumulate(shard.pairs for shard in self.manifest.shards))
-        self._open: dict[int, Shard] = {}
+        self._open: OrderedDict[int, Shard] = OrderedDict()
 
     def __len__(self) -> int:
         return self.manifest.num_pairs
@@ -186,14 +189,26 @@ class PairStore:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect_right(self._ends, index)
-        if number not in self._open:
-            # Checked before: reading beyond the end of a memory-mapped file kills the process (SIGBUS).
-            path = self.at_hand(number)
-            with shard_errors(path):
-                about = self.manifest
-                self._open[number] = open_shard(path, about.format, about.codec, about.sides)
+        shard = self._open.get(number)
+        if shard is None:
+            shard = self._opened(number)
+        else:
+            self._open.move_to_end(number)
         start = self._ends[number] - self.manifest.shards[number].pairs
-        return self._open[number], index - start
+        return shard, index - start
+
+    def _opened(self, number: int) -> Shard:
+        # Checked before: reading beyond the end of a memory-mapped file kills the process (SIGBUS).
+        path, about = self.at_hand(number), self.manifest
+        if is_url(self.root):
+            # What the cache has removed takes up the disk for as long as somebody has it open.
+            for other in [other for other, shard in self._open.items() if not shard.path.exists()]:
+                del self._open[other]
+        while len(self._open) >= _MOST_OPEN:
+            self._open.popitem(last=False)
+        with shard_errors(path):
+            self._open[number] = shard = open_shard(path, about.format, about.codec, about.sides)
+        return shard
 
     def at_hand(self, number: int) -> Path:
         """A shard's file on this node, its content checked; fetched first if the store is remote.

@@ -203,6 +203,24 @@ def test_shard_of_nothing_and_shard_that_fails(tmp_path: Path, kind: dict[str, A
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_may_be_opened_twice(
+    pairs: FolderPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any]
+) -> None:
+    # One store twice in a mixture, blurred in two ways; and behind a link.
+    one, other = make_store(pairs, tmp_path / "store", **kind), PairStore(tmp_path / "store")
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    for index in (0, 40, 3):
+        for again in (other, PairStore(tmp_path / "link")):
+            assert np.array_equal(one.pair(index).gt, again.pair(index).gt)
+    # Few are kept open; the other store's stay usable.
+    monkeypatch.setattr("pipelines.store._MOST_OPEN", 1)
+    few = PairStore(tmp_path / "store")
+    for index in (0, 40, 3, 44):
+        assert np.array_equal(few.pair(index).gt, one.pair(index).gt)
+        assert len(few._open) == 1
+
+
 def test_lmdb_grows_as_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.shards._LMDB_START_BYTES", 2**16)
     pairs = [Pair(key=str(n), scene="s", lq=piece(n), gt=piece(n + 1)) for n in range(12)]
