@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 
 from benchmarks import _loaders as loaders
+from benchmarks._rows import Rows, row
 from pipelines import prepare, synth
 from pipelines.png import encode_png
 from pipelines.sources import PairRef, Source, find_source
@@ -105,7 +106,7 @@ def simulated_store(num_pairs: int) -> Path:
     return root
 
 
-def preparing_rows(folder: Path) -> dict[str, dict[str, object]]:
+def preparing_rows(folder: Path) -> Rows:
     """`prepare` of few pairs and of ten times as many, in this process; decoding and encoding alone."""
     source = find_source(folder / "pairs", split="train")
     refs = source.pairs()
@@ -119,12 +120,12 @@ def preparing_rows(folder: Path) -> dict[str, dict[str, object]]:
         growth.append((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     each = statistics.median(once)
     return {
-        "prepare, 512² crops, png, one process": _row(1 / each, "pairs/s"),
-        "prepare, share of the rate of decoding and encoding alone": _row(statistics.median(bare) / each, ""),
-        "prepare, time a pair at ten times the pairs, against once": _row(
+        "prepare, 512² crops, png, one process": row(1 / each, "pairs/s"),
+        "prepare, share of the rate of decoding and encoding alone": row(statistics.median(bare) / each, ""),
+        "prepare, time a pair at ten times the pairs, against once": row(
             statistics.median(tenfold) / each, "×", at_most=1.1
         ),
-        "prepare, growth of peak memory at ten times the pairs": _row(max(growth), "MiB"),
+        "prepare, growth of peak memory at ten times the pairs": row(max(growth), "MiB"),
     }
 
 
@@ -147,8 +148,3 @@ def _bare(refs: list[PairRef]) -> float:
                     encode_png(image[top : top + 512, left : left + 512])
                     count += 1
     return (time.perf_counter() - start) / (count / 2)
-
-
-def _row(value: float, unit: str, *, at_most: float | None = None) -> dict[str, object]:
-    holds = None if at_most is None else value <= at_most
-    return {"value": value, "at_least": None, "at_most": at_most, "unit": unit, "holds": holds}

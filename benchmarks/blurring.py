@@ -11,9 +11,7 @@ for `varying` blur there is none.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks._rows import Rows, row, show  # noqa: E402
 from benchmarks._stores import sharp_photos  # noqa: E402
 from nafnet_core.blur import GAMMA, draw_degradation, sample_rng  # noqa: E402
 from nafnet_core.kernels import disc_kernel, gaussian_kernel, shake_kernel  # noqa: E402
@@ -54,13 +53,7 @@ def main() -> None:
         rows = {}
         for kind in _KINDS:
             rows |= _rows(store, BlurSection(kinds=(kind,)), options.rounds)
-    versions = f"NumPy {np.__version__}, OpenCV {cv2.__version__}"
-    result = {"rows": rows, "machine": f"{platform.machine()}, one core", "versions": versions}
-    if options.json:
-        print(json.dumps(result, indent=1))
-        return
-    for name, row in rows.items():
-        print(f"{name:55} {row['value']:8.3g} {row['unit']}")
+    show(rows, as_json=options.json, versions={"NumPy": np.__version__, "OpenCV": cv2.__version__})
 
 
 def _store(folder: Path, num_photos: int) -> PairStore:
@@ -76,7 +69,7 @@ def _store(folder: Path, num_photos: int) -> PairStore:
     return PairStore(folder / "store")
 
 
-def _rows(store: PairStore, blur: BlurSection, rounds: int) -> dict[str, dict[str, object]]:
+def _rows(store: PairStore, blur: BlurSection, rounds: int) -> Rows:
     plan = plan_for(DataSection(train=(StoreSection(path=store.root, blur=blur),)), seed=0)
     numbers = np.arange(_NUM_PATCHES)
     name, has_peer = f"{blur.kinds[0]} on the fly, 256²", blur.kinds != ("varying",)
@@ -89,9 +82,9 @@ def _rows(store: PairStore, blur: BlurSection, rounds: int) -> dict[str, dict[st
         if turn:  # the first one warms up
             rates.append(_NUM_PATCHES / ours)
             ratios.append(peer / ours)
-    rows = {f"{name}, a core": _row(statistics.median(rates), "patches/s")}
+    rows = {f"{name}, a core": row(statistics.median(rates), "patches/s")}
     if has_peer:
-        rows[f"{name}, against NumPy and OpenCV"] = _row(statistics.median(ratios), "×")
+        rows[f"{name}, against NumPy and OpenCV"] = row(statistics.median(ratios), "×")
     return rows
 
 
@@ -118,10 +111,6 @@ def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def _row(value: float, unit: str) -> dict[str, object]:
-    return {"value": value, "at_least": None, "at_most": None, "unit": unit, "holds": None}
 
 
 if __name__ == "__main__":

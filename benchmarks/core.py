@@ -12,7 +12,6 @@ its own, its start-up included. Needs torch, numpy and OpenCV only.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import _peers as peers  # noqa: E402
+from benchmarks._rows import Rows, row, show  # noqa: E402
 from nafnet_core import PRESETS, NAFNet, randomize_residual_scales, restore_image  # noqa: E402
 from nafnet_core.local_stats import local_statistics  # noqa: E402
 from nafnet_core.losses import psnr_loss  # noqa: E402
@@ -42,8 +42,6 @@ _STEP_FLOORS = {"fp32": 1.25, "bf16": 1.9}
 _FRAME_FLOORS = {"fp32": 2.0, "bf16": 3.5}
 _MEMORY_FLOOR = 2.0
 _PHOTO_48_MP_LIMIT_MIB = 1536.0
-
-Rows = dict[str, dict[str, object]]
 
 
 def main() -> None:
@@ -64,23 +62,10 @@ def main() -> None:
     if not options.quick:
         rows |= inference_rows(device, options.preset, max(3, options.rounds // 4))
         rows |= memory_rows(device, options.preset)
-    if options.json:
-        machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-        if device.type == "cuda":
-            machine = torch.cuda.get_device_name(device)
-        versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-        print(json.dumps({"rows": rows, "machine": machine, "versions": versions}))
-        return
-    for name, row in rows.items():
-        limit = next((f"{kind} {row[key]}" for key, kind in _LIMITS.items() if row.get(key)), "")
-        print(f"{name:70} {row['value']:8.3g} {row['unit']:5} {limit} {'' if row['holds'] else _told(row)}")
-
-
-_LIMITS = {"at_least": "≥", "at_most": "≤"}
-
-
-def _told(row: dict[str, object]) -> str:
-    return "does not hold" if row["holds"] is False else ""
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    show(rows, as_json=options.json, versions={"torch": torch.__version__}, machine=machine)
 
 
 def training_rows(device: torch.device, preset: str, rounds: int, *, compiled: bool = False) -> Rows:
@@ -99,7 +84,7 @@ def training_rows(device: torch.device, preset: str, rounds: int, *, compiled: b
         runs["bf16 compiled"] = partial(_step, torch.compile(networks["fp32"]), lq, gt, bf16=True)
         start = time.perf_counter()
         runs["bf16 compiled"]()
-        rows[f"{label}, compiling"] = _row(time.perf_counter() - start, "s")
+        rows[f"{label}, compiling"] = row(time.perf_counter() - start, "s")
     return rows | _ratios(label, _timed(runs, device, rounds), device, _STEP_FLOORS)
 
 
@@ -126,14 +111,14 @@ def memory_rows(device: torch.device, preset: str) -> Rows:
     step = "training step 2×256×256"
     for kind, label, floor in (("", "inference 1280×720", _MEMORY_FLOOR), ("step ", step, None)):
         before, after = peak[f"{kind}plain"], peak[f"{kind}fp32"]
-        rows[f"{preset} {label}, fp32: peak of plain"] = _row(before, "MiB")
-        rows[f"{preset} {label}, fp32: peak of ours"] = _row(after, "MiB")
+        rows[f"{preset} {label}, fp32: peak of plain"] = row(before, "MiB")
+        rows[f"{preset} {label}, fp32: peak of ours"] = row(after, "MiB")
         floor = floor if preset == "width32" else None
-        rows[f"{preset} {label}, fp32: peak, plain over ours"] = _row(before / after, "×", at_least=floor)
-    checkpointed = _row(peak["step checkpointed"], "MiB")
+        rows[f"{preset} {label}, fp32: peak, plain over ours"] = row(before / after, "×", at_least=floor)
+    checkpointed = row(peak["step checkpointed"], "MiB")
     rows[f"{preset} {step}, fp32: peak of ours, activations checkpointed"] = checkpointed
     photo = _peak_mib("photo", "mobile")
-    rows["mobile, 48-megapixel photo, fp32: peak"] = _row(photo, "MiB", at_most=_PHOTO_48_MP_LIMIT_MIB)
+    rows["mobile, 48-megapixel photo, fp32: peak"] = row(photo, "MiB", at_most=_PHOTO_48_MP_LIMIT_MIB)
     return rows
 
 
@@ -196,19 +181,12 @@ def _ratios(
     others = [name for name in ("plain", "spandrel") if name in times]
     peer = times[min(others, key=seconds.__getitem__)]
     has_floor = device.type == "cpu" and label.startswith("width32 ")
-    rows = {f"{label}, {name}": _row(value, "s") for name, value in seconds.items()}
+    rows = {f"{label}, {name}": row(value, "s") for name, value in seconds.items()}
     for name in [name for name in times if name not in others]:
         ratio = statistics.median(theirs / ours for theirs, ours in zip(peer, times[name], strict=True))
         floor = floors.get(name) if has_floor else None
-        rows[f"{label}, {name} against the faster peer"] = _row(ratio, "×", at_least=floor)
+        rows[f"{label}, {name} against the faster peer"] = row(ratio, "×", at_least=floor)
     return rows
-
-
-def _row(value: float, unit: str, *, at_least: float | None = None, at_most: float | None = None) -> dict:
-    holds = None
-    if at_least is not None or at_most is not None:
-        holds = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
-    return {"value": value, "at_least": at_least, "at_most": at_most, "unit": unit, "holds": holds}
 
 
 def _peak_mib(name: str, preset: str) -> float:

@@ -11,11 +11,9 @@ over the memory-mapped shards. The page cache is filled before each measurement,
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -33,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import _loaders as loaders  # noqa: E402
 from benchmarks import _stores as stores  # noqa: E402
+from benchmarks._rows import Rows, row, show  # noqa: E402
 from pipelines.plan import SEGMENT_PAIRS, SamplePlan  # noqa: E402
 from pipelines.store import PairStore  # noqa: E402
 
@@ -43,7 +42,6 @@ _CEILING_FLOOR, _STALL_LIMIT_S, _FIRST_LIMIT_S, _DRIVER_LIMIT_MIB = 0.5, 0.1, 5.
 
 _LABELS = {"peer": "PNG-LMDB DataLoader", "ceiling": "plain loop", "raw": "raw store", "png": "png store"}
 
-Rows = dict[str, dict[str, object]]
 Arrivals = list[float]
 
 
@@ -65,18 +63,7 @@ def main() -> None:
         if not options.quick:
             rows |= planning_rows()
             rows |= stores.preparing_rows(folder)
-    if options.json:
-        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-        versions = f"Python {platform.python_version()}, NumPy {np.__version__}, OpenCV {cv2.__version__}"
-        print(json.dumps({"rows": rows, "machine": machine, "versions": versions}))
-        return
-    for name, row in rows.items():
-        limits = " ".join(f"{sign} {row[key]:g}" for key, sign in _LIMITS.items() if row.get(key) is not None)
-        told = "does not hold" if row["holds"] is False else ""
-        print(f"{name:78} {row['value']:9.4g} {row['unit']:8} {limits} {told}")
-
-
-_LIMITS = {"at_least": "≥", "at_most": "≤"}
+    show(rows, as_json=options.json, versions={"NumPy": np.__version__, "OpenCV": cv2.__version__})
 
 
 def reading_rows(folder: Path, seconds: float, rounds: int) -> Rows:
@@ -122,19 +109,19 @@ def _rows_of(
     spilled: bool,
 ) -> Rows:
     median = {name: statistics.median(values) for name, values in rates.items()}
-    rows = {f"{_LABELS[name]}, 2 consumers": _row(value, "pairs/s") for name, value in median.items()}
+    rows = {f"{_LABELS[name]}, 2 consumers": row(value, "pairs/s") for name, value in median.items()}
     for name, floor in _FLOORS.items():
-        rows[f"{_LABELS[name]} against the DataLoader"] = _row(
+        rows[f"{_LABELS[name]} against the DataLoader"] = row(
             median[name] / median["peer"], "×", at_least=floor
         )
     share = median["raw"] / median["ceiling"]
-    rows["raw store, share of the plain loop"] = _row(share, "", at_least=_CEILING_FLOOR)
+    rows["raw store, share of the plain loop"] = row(share, "", at_least=_CEILING_FLOOR)
     for name, runs in ours.items():
         first = max(times[1] - times[0] for run in runs for times in run)
-        rows[f"{_LABELS[name]}, first batch, longest of all"] = _row(first, "s", at_most=_FIRST_LIMIT_S)
+        rows[f"{_LABELS[name]}, first batch, longest of all"] = row(first, "s", at_most=_FIRST_LIMIT_S)
     stalls = [_stall(times, num_pairs) for run in ours["raw"] for times in run]
-    rows["raw store, longest stall between epochs"] = _row(max(stalls), "s", at_most=_STALL_LIMIT_S)
-    rows["object store spilled"] = _row(float(spilled), "", at_most=0.0)
+    rows["raw store, longest stall between epochs"] = row(max(stalls), "s", at_most=_STALL_LIMIT_S)
+    rows["object store spilled"] = row(float(spilled), "", at_most=0.0)
     return rows
 
 
@@ -148,8 +135,8 @@ def _cold_rows(folder: Path, runs: dict[str, Callable[[], list[Arrivals]]]) -> R
         read = _bytes_read() - before
         rate = sum((len(times) - 2) * _BATCH / (times[-1] - times[1]) for times in consumers)
         num_pairs = sum(len(times) - 1 for times in consumers) * _BATCH
-        rows[f"{_LABELS[name]}, cold: an epoch from an emptied page cache"] = _row(rate, "pairs/s")
-        rows[f"{_LABELS[name]}, cold: bytes from the disk a pair"] = _row(read / num_pairs / 2**20, "MiB")
+        rows[f"{_LABELS[name]}, cold: an epoch from an emptied page cache"] = row(rate, "pairs/s")
+        rows[f"{_LABELS[name]}, cold: bytes from the disk a pair"] = row(read / num_pairs / 2**20, "MiB")
     return rows
 
 
@@ -164,18 +151,18 @@ def planning_rows() -> Rows:
         epoch_s, resume_s, peak_mib = queue.get()
         process.join()
         label = f"plan of {num_pairs / 1e6:g} M pairs"
-        rows[f"{label}: all samples of an epoch"] = _row(epoch_s, "s")
-        rows[f"{label}: a batch in the middle of the next epoch"] = _row(resume_s, "s")
-        rows[f"{label}: peak memory, start-up included"] = _row(peak_mib, "MiB", at_most=limit)
+        rows[f"{label}: all samples of an epoch"] = row(epoch_s, "s")
+        rows[f"{label}: a batch in the middle of the next epoch"] = row(resume_s, "s")
+        rows[f"{label}: peak memory, start-up included"] = row(peak_mib, "MiB", at_most=limit)
     plans = {"window of 65,536": 65_536, "full shuffle": 2**40}
     for name, window in plans.items():
         plan = SamplePlan(seed=0, store_pairs=(1_000_000,), weights=(1.0,), window_pairs=window)
         pair = plan.samples(np.arange(1_000_000)).pair
         correlation = np.corrcoef(pair[:-1], pair[1:])[0, 1]
-        rows[f"{name}, 1 M pairs: correlation of neighbours"] = _row(float(correlation), "")
+        rows[f"{name}, 1 M pairs: correlation of neighbours"] = row(float(correlation), "")
         rows_of_32 = (pair // SEGMENT_PAIRS).reshape(-1, 32)
         shared = 32 - np.mean([len(np.unique(row)) for row in rows_of_32[:2000]])
-        rows[f"{name}, 1 M pairs: of 32, from the same {SEGMENT_PAIRS} pairs"] = _row(float(shared), "")
+        rows[f"{name}, 1 M pairs: of 32, from the same {SEGMENT_PAIRS} pairs"] = row(float(shared), "")
     return rows
 
 
@@ -309,13 +296,6 @@ def through_ray(root: Path, num_pairs: int, seconds: float, num_batches: int = 1
     finally:
         for consumer in consumers:
             ray.kill(consumer)
-
-
-def _row(value: float, unit: str, *, at_least: float | None = None, at_most: float | None = None) -> dict:
-    holds = None
-    if at_least is not None or at_most is not None:
-        holds = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
-    return {"value": value, "at_least": at_least, "at_most": at_most, "unit": unit, "holds": holds}
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ their 512² crops, and do nothing else: no digest, no screening, no file. Both a
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -29,6 +27,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import _stores as stores  # noqa: E402
+from benchmarks._rows import Rows, row, show  # noqa: E402
 from pipelines import prepare  # noqa: E402
 from pipelines.png import encode_png  # noqa: E402
 from pipelines.sources import PairRef, find_source  # noqa: E402
@@ -37,8 +36,6 @@ _SIMULATED_PAIRS = 1_000_000
 # Of so many shards the driver's memory is looked at; the rest comes in waves of the same size.
 _SIMULATED_SHARDS = 2_000
 _GROWTH_LIMIT_MIB = 200.0
-
-Rows = dict[str, dict[str, object]]
 
 
 def main() -> None:
@@ -54,13 +51,7 @@ def main() -> None:
 
         with connect():
             rows = throughput_rows(folder, options.rounds) | memory_rows()
-    if options.json:
-        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-        versions = f"Python {platform.python_version()}, NumPy {np.__version__}, OpenCV {cv2.__version__}"
-        print(json.dumps({"rows": rows, "machine": machine, "versions": versions}))
-        return
-    for name, row in rows.items():
-        print(f"{name:78} {row['value']:9.4g} {row['unit']}")
+    show(rows, as_json=options.json, versions={"NumPy": np.__version__, "OpenCV": cv2.__version__})
 
 
 def throughput_rows(folder: Path, rounds: int) -> Rows:
@@ -82,9 +73,9 @@ def throughput_rows(folder: Path, rounds: int) -> Rows:
                 ours.clear(), peers.clear()
     mine, bare = statistics.median(ours), statistics.median(peers)
     return {
-        "prepare through Ray, 512² crops as PNG in Parquet, all cores": _row(mine, "pairs/s"),
-        "decoding and encoding alone, all cores": _row(bare, "pairs/s"),
-        "prepare, share of the rate of decoding and encoding alone": _row(mine / bare, "", at_least=0.5),
+        "prepare through Ray, 512² crops as PNG in Parquet, all cores": row(mine, "pairs/s"),
+        "decoding and encoding alone, all cores": row(bare, "pairs/s"),
+        "prepare, share of the rate of decoding and encoding alone": row(mine / bare, "", at_least=0.5),
     }
 
 
@@ -125,23 +116,16 @@ def memory_rows() -> Rows:
     finally:
         prepare._write_row, prepare.find_duplicates = real, find
     return {
-        "a million pairs: their list, driver": _row((listed - before) / 2**20, "MiB"),
-        "a million pairs: what the job adds to it, driver": _row(
+        "a million pairs: their list, driver": row((listed - before) / 2**20, "MiB"),
+        "a million pairs: what the job adds to it, driver": row(
             (most - listed) / 2**20, "MiB", at_most=_GROWTH_LIMIT_MIB
         ),
-        "a million pairs: until the first shard is begun and done by an idle worker": _row(first_s, "s"),
+        "a million pairs: until the first shard is begun and done by an idle worker": row(first_s, "s"),
     }
 
 
 def _do_nothing(row: dict[str, Any]) -> dict[str, Any]:
     return {"refused": "", "is_input": True}
-
-
-def _row(value: float, unit: str, *, at_least: float | None = None, at_most: float | None = None) -> Any:
-    holds = None
-    if at_least is not None or at_most is not None:
-        holds = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
-    return {"value": value, "at_least": at_least, "at_most": at_most, "unit": unit, "holds": holds}
 
 
 if __name__ == "__main__":
