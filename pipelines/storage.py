@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from pipelines.urls import absolute, is_url, public
 log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 4 * 2**20
+_SHOWN_CHARS = 160
 # Half a minute, with the S3 client's own attempts 80 s: longer than throttling or a server's restart lasts.
 _DELAYS_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 # What asking again does not change; pyarrow gives most of these as a plain OSError with a telling text.
@@ -341,7 +343,12 @@ class RemoteFolder:
                     raise
                 text = str(error)
                 if any(final in text for final in _FINAL_TEXTS):
-                    raise InputError("the storage refuses this", file=file, got=_short(text)) from error
+                    raise InputError(
+                        "the storage refuses this",
+                        file=file,
+                        got=_short(text),
+                        fix="Look at the bucket's name, and at what your credentials allow",
+                    ) from error
                 if delay is None:
                     raise CapabilityError(
                         "the storage does not answer",
@@ -375,4 +382,8 @@ def _filesystem(url: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _short(text: str) -> str:
-    return text.splitlines()[0][:160] if text else "no reason given"
+    """The first line, or what is short of it: the server's code where there is one."""
+    if code := re.search(r"AWS Error ([A-Z_]+)", text):
+        text = code[1] if code[1] not in ("UNKNOWN", "NETWORK_CONNECTION") else text
+    line = text.splitlines()[0] if text else "no reason given"
+    return line if len(line) <= _SHOWN_CHARS else f"{line[:_SHOWN_CHARS]}…"

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nafnet_core import InputError
 from nafnet_core.transforms import Box
 from pipelines.files import sha256
-from pipelines.shard_cache import DEFAULT_CACHE_GIB, node_cache
+from pipelines.shard_cache import DEFAULT_CACHE_GIB, DamagedShardError, node_cache
 from pipelines.shards import SIDES, Codec, Format, Pair, Shard, Side, Sides, open_shard, shard_errors
 from pipelines.storage import LocalFolder, folder, is_url
 
@@ -234,6 +234,21 @@ def refuse_sharp_only(root: str | Path, manifest: Manifest, *, fix: str) -> None
     """Raise `InputError` where a store has no blurred images, and they are asked for."""
     if manifest.is_sharp_only:
         raise InputError("a store of sharp photos alone", file=root, expected="blurred/sharp pairs", fix=fix)
+
+
+def check_files(root: str | Path) -> None:
+    """Raise `InputError` where a shard of a store is missing or has another size; none of them is read."""
+    place, shards = folder(root), read_manifest(root).shards
+    if isinstance(place, LocalFolder):
+        sizes = {shard.file: place.size(shard.file) for shard in shards}
+    else:
+        sizes = dict(place.files_below(recursive=False))
+    for shard in shards:
+        with shard_errors(place.at(shard.file)):
+            if (size := sizes.get(shard.file)) is None:
+                raise FileNotFoundError("no such file")
+            if size != shard.bytes:
+                raise DamagedShardError(f"{size} bytes instead of {shard.bytes}")
 
 
 def patch_box(size: tuple[int, int], top_share: float, left_share: float, patch_px: int) -> Box:

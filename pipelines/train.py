@@ -33,7 +33,7 @@ from pipelines.journal import METRICS
 from pipelines.loop import BUDGET, RESULT, STOP
 from pipelines.pictures import training_curves
 from pipelines.scenes import shared_scenes
-from pipelines.store import read_manifest, refuse_sharp_only
+from pipelines.store import check_files, read_manifest, refuse_sharp_only
 from pipelines.tracking import TRACKING, Row, Tracker, flattened, git_commit, make_experiment, mlflow_client
 from pipelines.trainer import build_loss, build_model
 from pipelines.worker import worker_main
@@ -92,6 +92,7 @@ def run(
         StoppedError: Ctrl-C or SIGTERM; the state is saved.
     """
     check(config)
+    _warn_of_validation(config)
     workspace.make()
     run_dir = make_folder(workspace.run_dir(config.name))
     _claim(config, run_dir)
@@ -160,14 +161,18 @@ def check(config: RunConfig) -> None:
         raise InputError(
             "the patch does not fit the loss", got=error, fix="Change stages.*.patch_px"
         ) from error
+    for store in config.data.train:
+        check_files(store.path)
     if config.data.val is not None:
-        _check_validation(config)
+        fix = "Validate on pairs, as `nafnet synth` makes them"
+        refuse_sharp_only(config.data.val, read_manifest(config.data.val), fix=fix)
+        check_files(config.data.val)
 
 
-def _check_validation(config: RunConfig) -> None:
-    assert config.data.val is not None
+def _warn_of_validation(config: RunConfig) -> None:
+    if config.data.val is None:
+        return
     val = read_manifest(config.data.val)
-    refuse_sharp_only(config.data.val, val, fix="Validate on pairs, as `nafnet synth` makes them")
     for store in config.data.train:
         if val.digest == read_manifest(store.path).digest:
             log.warning("validation on the training data: its score says nothing of other photos")

@@ -81,7 +81,7 @@ def demo(
 
 @app.command(
     epilog="Examples: nafnet train --config mobile --data store --val test-store --name mine; "
-    "with a store of sharp photos: --data photos --set 'data.train.0.blur.kinds=[shake, defocus]'"
+    "with a store of sharp photos: --data photos --set 'data.train.0.blur.kinds=\\[shake, defocus]'"
 )
 def train(
     config: Annotated[str, typer.Option(help="A shipped recipe's name, or a YAML file.")],

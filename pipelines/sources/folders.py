@@ -45,11 +45,11 @@ class FolderPairs:
                 lonely.append(gt_path)
         lonely += lq.values()
         if lonely:
-            shown = ", ".join(str(path) for path in lonely[:_SHOWN])
+            shown = ", ".join(str(path) for path in lonely[:_SHOWN]) + (", …" if len(lonely) > _SHOWN else "")
             raise InputError(
                 f"{len(lonely)} images without a partner of the same name",
                 file=shown,
-                expected=f"{len(refs)} pairs found, and nothing left over",
+                expected=f"a partner for each, as {len(refs)} others have",
                 fix="Remove them, or say how the blurred files are named with --lq-name '{}_blur'",
             )
         return sorted(refs, key=lambda ref: ref.key)

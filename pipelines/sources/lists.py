@@ -43,11 +43,12 @@ class ListedPairs:
         for number, row in self._rows():
             unknown = sorted(set(row) - set(_COLUMNS))
             if unknown or not row.get("lq") or not row.get("gt"):
+                is_header = self.path.suffix == ".csv" and (unknown or not {"lq", "gt"} <= set(row))
                 raise InputError(
-                    f"line {number} is no pair",
+                    "line 1, the header, names other columns" if is_header else f"line {number} is no pair",
                     file=self.path,
                     expected="lq and gt, if need be scene, split and key",
-                    got=unknown or row,
+                    got=", ".join(sorted(row) if is_header else unknown) or row,
                 )
             lq, gt = (beside(self.path.parent, row[side]) for side in ("lq", "gt"))
             is_other = row.get("split", "") not in ("", self.split)

@@ -78,7 +78,7 @@ def test_name_that_is_no_template(tmp_path: Path, lq_name: str) -> None:
 
 def test_unpaired_images_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "blur/1.png", "sharp/1.png", "blur/only-blurred.png", "sharp/only-sharp.png")
-    with pytest.raises(InputError, match="^2 images without a partner.*expected 1 pairs found") as caught:
+    with pytest.raises(InputError, match="^2 images without a partner.*expected a partner for each, as 1 others have") as caught:
         folders(tmp_path).pairs()
     assert "blur/only-blurred.png" in str(caught.value) and "sharp/only-sharp.png" in str(caught.value)
 

@@ -246,8 +246,8 @@ def test_list_of_json_lines(images: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("p.csv", "blurred,gt\na/x/0.png,b/x/0.png\n", "line 2 is no pair"),
-        ("p.csv", "lq,gt,weight\na/x/0.png,b/x/0.png,3\n", "line 2 is no pair"),
+        ("p.csv", "blurred,gt\na/x/0.png,b/x/0.png\n", "line 1, the header, names other columns"),
+        ("p.csv", "lq,gt,weight\na/x/0.png,b/x/0.png,3\n", "line 1, the header, names other columns"),
         ("p.csv", "lq,gt\na/x/0.png,\n", "line 2 is no pair"),
         ("p.csv", "lq,gt\n", "no pairs of split train"),
         ("p.csv", "", "no pairs of split train"),

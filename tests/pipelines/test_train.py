@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,22 @@ def test_more_than_the_machine_has_is_refused_with_what_there_is(store: Path, tm
         with pytest.raises(CapabilityError, match="not enough GPUs .*got 0"):
             scaling = {"num_workers": 1, "use_gpu": True}
             train.run(_config(store, scaling=scaling), Workspace(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_damaged_shards_are_told_before_workers_start(
+    store: Path, tmp_path: Path, damage: str, side: str
+) -> None:
+    shutil.copytree(store, tmp_path / "damaged")
+    shard = tmp_path / "damaged" / "shard-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    if damage == "missing":
+        shard.unlink()
+    places = {"train": store, "val": store} | {side: tmp_path / "damaged"}
+    config = with_stores(_config(store), [places["train"]], places["val"])
+    with pytest.raises(InputError, match=r"missing or damaged shard: '.*damaged/shard-00000\.parquet'"):
+        train.check(config)
 
 
 def test_a_name_is_one_run(store: Path, tmp_path: Path) -> None:
