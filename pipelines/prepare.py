@@ -163,8 +163,8 @@ def _run(
     token = uuid.uuid4().hex
     nodes.mark(store.below(PROGRESS), token)
     jobs = list(_jobs(refs, config, token))
-    files, notes = set(store.names()), set(store.below(PROGRESS).names())
-    todo = [job for job in jobs if not (job.note in notes and job.file in files)]
+    whole = _whole(store, jobs)
+    todo = [job for job in jobs if job.number not in whole]
     done = len(jobs) - len(todo)
     on_progress(done, len(jobs))
     for _ in _work(todo, config.use_ray):
@@ -173,6 +173,17 @@ def _run(
         on_progress(done, len(jobs))
     check_held()
     return _finish(source, jobs, config)
+
+
+def _whole(store: _Folder, jobs: Sequence[_ShardJob]) -> set[int]:
+    """Numbers of the shards that an earlier run has written, and that still have their size."""
+    progress, sizes = store.below(PROGRESS), store.sizes()
+    names = set(progress.names())
+    noted = [job for job in jobs if job.note in names and job.file in sizes]
+    notes = _notes(progress, noted)
+    return {
+        job.number for job, note in zip(noted, notes, strict=True) if sizes[job.file] == note["info"]["bytes"]
+    }
 
 
 def _jobs(refs: Sequence[PairRef], config: PrepareConfig, token: str) -> Iterator[_ShardJob]:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +121,7 @@ class Shard(Protocol):
     rows: list[Row]
 
     def pair(self, row: int) -> Pair:
-        """One whole pair; of a sharp photo alone, `lq` is `gt`."""
+        """One whole pair; of a sharp photo alone, the same image twice."""
         ...
 
     def windows(self, row: int, window: Window, sides: Sequence[Side]) -> list[NDArray[np.uint8]]:
@@ -217,6 +219,8 @@ def _write_lmdb(path: Path, pairs: Iterator[Pair], codec: Codec, sides: Sequence
                 _put(env, _lmdb_key(row, side), value)
         _put(env, _INDEX_KEY, json.dumps(rows).encode())
         env.sync(True)
+    except lmdb.DiskError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     finally:
         env.close()
 

@@ -81,6 +81,10 @@ class LocalFolder:
         """Files right in this folder, sorted; none where there is no such folder."""
         return sorted(path.name for path in self.path.glob("*") if path.is_file())
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file right in this folder; none where there is no such folder."""
+        return {name: (self.path / name).stat().st_size for name in self.names()}
+
     def write(self, name: str, content: bytes) -> None:
         """Write a small file."""
         with written_aside(self.path / name) as temporary:
@@ -196,6 +200,10 @@ class RemoteFolder:
             return sorted(info.base_name for info in infos if info.is_file)
 
         return self._patiently("", names)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file right in this folder; none where there is no such folder."""
+        return self.files_below(recursive=False)
 
     def files_below(self, name: str = "", *, recursive: bool = True) -> dict[str, int]:
         """Size in bytes of each file below this folder, or one in it, by its path from here.

@@ -239,10 +239,7 @@ def refuse_sharp_only(root: str | Path, manifest: Manifest, *, fix: str) -> None
 def check_files(root: str | Path) -> None:
     """Raise `InputError` where a shard of a store is missing or has another size; none of them is read."""
     place, shards = folder(root), read_manifest(root).shards
-    if isinstance(place, LocalFolder):
-        sizes = {shard.file: place.size(shard.file) for shard in shards}
-    else:
-        sizes = dict(place.files_below(recursive=False))
+    sizes = place.sizes()
     for shard in shards:
         with shard_errors(place.at(shard.file)):
             if (size := sizes.get(shard.file)) is None:

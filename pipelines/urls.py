@@ -32,7 +32,8 @@ def public(place: str | os.PathLike[str]) -> str:
     base, _, query = text.partition("?")
     scheme, _, rest = base.partition("://")
     authority, slash, path = rest.partition("/")
-    _, colon, port = authority.rpartition("@")[2].partition(":")
+    # Of an address in brackets, `[::1]:9000`, the port comes after them.
+    _, colon, port = authority.rpartition("@")[2].rpartition("]")[2].partition(":")
     if colon and not port.isdecimal():
         # A secret with a slash in it, which should have been %2F: no tool takes it, nor may it be shown.
         authority, slash, path = "…", "/", path.rpartition("@")[2]
@@ -43,7 +44,7 @@ def public(place: str | os.PathLike[str]) -> str:
     }
     user, at, host = authority.rpartition("@")
     # Azure's container and Google's `anonymous` stand there too; with Amazon it is one half of a key.
-    user = "" if scheme == "s3" else user.partition(":")[0]
+    user = "" if scheme.lower().rpartition("::")[2] == "s3" else user.partition(":")[0]
     shown = f"{scheme}://{user}{at if user else ''}{host}{slash}{path}"
     return f"{shown}?{urlencode(options, safe=':/')}" if options else shown
 

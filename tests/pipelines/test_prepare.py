@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 
@@ -241,17 +242,32 @@ def test_interrupted_job_goes_on(source: FolderPairs, tmp_path: Path, format: An
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.out.iterdir()}
 
 
-@pytest.mark.parametrize("lost", ["shard", "note"])
+@pytest.mark.parametrize("lost", ["shard", "note", "end of the shard"])
 def test_half_finished_shard_is_written_again(source: FolderPairs, tmp_path: Path, lost: str) -> None:
     config = config_for(tmp_path / "store")
     interrupt(source, config, after=2)
     files = {"shard": "shard-00001.parquet", "note": ".progress/shard-00001.json"}
-    (config.out / files[lost]).unlink()
+    if lost in files:
+        (config.out / files[lost]).unlink()
+    else:
+        os.truncate(config.out / files["shard"], 100)
     result = prepare.run(source, source.pairs(), config)
     whole = make_store(source, tmp_path / "whole")
     assert result.manifest.digest == whole.digest
     store = PairStore(config.out)
     assert [store.pair(n).digest() for n in range(54)] == [whole.pair(n).digest() for n in range(54)]
+
+
+def test_a_full_disk_names_the_shard(
+    source: FolderPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise lmdb.DiskError("mdb_txn_commit: No space left on device")
+
+    monkeypatch.setattr("pipelines.shards._put", full)
+    with pytest.raises(OSError, match=r"No space left on device.*shard-00000\.lmdb"):
+        prepare.run(source, source.pairs(), config_for(tmp_path / "store", format="lmdb"))
+    assert not list(tmp_path.rglob("shard-*"))
 
 
 def test_unfinished_store_of_another_job_is_refused(source: FolderPairs, tmp_path: Path) -> None:

@@ -78,9 +78,18 @@ def test_name_that_is_no_template(tmp_path: Path, lq_name: str) -> None:
 
 def test_unpaired_images_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "blur/1.png", "sharp/1.png", "blur/only-blurred.png", "sharp/only-sharp.png")
-    with pytest.raises(InputError, match="^2 images without a partner.*expected a partner for each, as 1 others have") as caught:
+    with pytest.raises(InputError, match="^2 images without a partner.*for each, as 1 others") as caught:
         folders(tmp_path).pairs()
     assert "blur/only-blurred.png" in str(caught.value) and "sharp/only-sharp.png" in str(caught.value)
+
+
+def test_a_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+    touch(tmp_path, "blur/1.png", "sharp/1.png")
+    for side in (b"blur", b"sharp"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + side + b"/\xff.png")).touch()
+    with pytest.raises(InputError, match=r"a file name that is not UTF-8: '.*\\udcff.png'. Rename") as caught:
+        folders(tmp_path).pairs()
+    str(caught.value).encode()
 
 
 def test_of_many_unpaired_images_some_are_named(tmp_path: Path) -> None:

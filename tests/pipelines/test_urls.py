@@ -23,6 +23,10 @@ from pipelines.urls import absolute, holds_credentials, is_url, local_path, publ
         ("abfss://container:SECRET@account/a", "abfss://container@account/a"),
         ("gs://anonymous@bucket/a", "gs://anonymous@bucket/a"),
         ("hdfs://name:8020/a@b", "hdfs://name:8020/a@b"),
+        ("S3://KEY:SECRET@bucket/a", "S3://bucket/a"),
+        ("simplecache::s3://KEY:SECRET@bucket/a", "simplecache::s3://bucket/a"),
+        ("http://[::1]:9000/a", "http://[::1]:9000/a"),
+        ("http://user:SECRET@[::1]:9000/a", "http://user@[::1]:9000/a"),
         ("/a/path?secret=no", "/a/path?secret=no"),
     ],
 )  # fmt: skip
