@@ -40,7 +40,10 @@ def find_source(root: AnyPath, *, split: str, lq_name: str = "{}", blur: str | N
     if root.suffix in LIST_SUFFIXES and root.is_file():
         return ListedPairs(path=root, split=split)
     if not root.is_dir():
-        raise InputError("no such folder" if not root.exists() else "not a folder or a list", file=root)
+        fix = None if isinstance(root, Path) else "Look at the bucket's name too: it may not exist"
+        raise InputError(
+            "no such folder" if not root.exists() else "not a folder or a list", file=root, fix=fix
+        )
     if (subset := realblur_subset(root, blur)) is not None:
         return RealBlurPairs(root=root, split=split, subset=subset)
     blur = blur or "blur"
