@@ -250,9 +250,9 @@ def test_foreign_images_are_left_alone(photos: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_stopped_run_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
-    photos = write_photos(tmp_path / "photos", [f"{n}.png" for n in range(60)], height=480, width=640)
+    photos = write_photos(tmp_path / "photos", [f"{n}.png" for n in range(20)], height=240, width=320)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "pipelines", "synth", str(photos), "--out", str(out), "--variants", "3"]
+    command = [sys.executable, "-m", "pipelines", "synth", str(photos), "--out", str(out), "--variants", "12"]
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
     try:
@@ -264,15 +264,15 @@ def test_stopped_run_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 130 and words.splitlines()[-1] == "nafnet: stopped"
     made = outputs(out)
-    assert 5 <= len(made) < 180, "neither finished nor lost"
+    assert 5 <= len(made) < 240, "neither finished nor lost"
     assert set(made) <= set(outputs(out, "sharp")), "no blurred image without its sharp one"
     assert not (out / "degradations.jsonl").exists() and not list(out.rglob(".*.tmp"))
     # What a kill leaves is swept away.
     (out / "blur" / "0" / ".0.png.1.tmp").touch()
-    result = run(photos, out, variants=3)
-    assert (result.num_pairs, result.num_kept) == (180, len(made))
+    result = run(photos, out, variants=12)
+    assert (result.num_pairs, result.num_kept) == (240, len(made))
     assert not list(out.rglob(".*.tmp"))
-    run(photos, tmp_path / "once", variants=3)
+    run(photos, tmp_path / "once", variants=12)
     assert same(outputs(out), outputs(tmp_path / "once"))
 
 
