@@ -9,10 +9,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import lmdb
 import numpy as np
 import pytest
 
@@ -257,50 +255,6 @@ def test_half_finished_shard_is_written_again(source: FolderPairs, tmp_path: Pat
     assert result.manifest.digest == whole.digest
     store = PairStore(config.out)
     assert [store.pair(n).digest() for n in range(54)] == [whole.pair(n).digest() for n in range(54)]
-
-
-@pytest.mark.parametrize(
-    ("error", "is_full", "told"),
-    [
-        (lmdb.DiskError("mdb_txn_commit: No space left on device"), False, "No space left on device"),
-        # So it says of most disks that fill up.
-        (lmdb.Error("mdb_txn_commit: Input/output error"), True, "No space left on device"),
-        (lmdb.Error("mdb_txn_commit: Input/output error"), False, "mdb_txn_commit: Input/output error"),
-    ],
-)
-def test_a_disk_that_lmdb_cannot_write_names_the_shard(
-    source: FolderPairs,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: lmdb.Error,
-    is_full: bool,
-    told: str,
-) -> None:
-    def fail(*arguments: object) -> None:
-        raise error
-
-    monkeypatch.setattr("pipelines.shards._put", fail)
-    if is_full:
-        monkeypatch.setattr("os.statvfs", lambda place: SimpleNamespace(f_bavail=0, f_frsize=4096))
-    with pytest.raises(OSError, match=rf"{told}.*shard-00000\.lmdb"):
-        prepare.run(source, source.pairs(), config_for(tmp_path / "store", format="lmdb"))
-    assert not list(tmp_path.rglob("shard-*"))
-
-
-def test_a_limit_that_lmdb_meets_is_one_line(tmp_path: Path) -> None:
-    write_pairs(tmp_path / "pairs", ["large"], height=700, width=900)
-    # As a quota does it: the system writes a part, and then no more.
-    limited = (
-        "import resource; from pipelines.cli import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)); main()"
-    )
-    command = [sys.executable, "-c", limited, "prepare", "--lq", tmp_path / "pairs/blur"]
-    command += ["--gt", tmp_path / "pairs/sharp", "--out", tmp_path / "out"]
-    command += ["--format", "lmdb", "--codec", "raw"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 4, done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("nafnet: mdb_") and "shard-00000.lmdb" in last
 
 
 def test_unfinished_store_of_another_job_is_refused(source: FolderPairs, tmp_path: Path) -> None:
