@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -37,6 +38,7 @@ SIDES: Sides = ("lq", "gt")
 _INDEX_KEY = b"index"
 _OPENED: WeakValueDictionary[tuple[int, int], LmdbShard] = WeakValueDictionary()
 _LMDB_START_BYTES = 64 * 2**20
+_FULL_BYTES = 2**20  # a disk with less than this left is full
 _COLUMNS = pa.schema(
     [
         ("key", pa.string()),
@@ -209,20 +211,35 @@ def _write_parquet(path: Path, pairs: Iterator[Pair], sides: Sequence[Side]) -> 
 def _write_lmdb(path: Path, pairs: Iterator[Pair], codec: Codec, sides: Sequence[Side]) -> None:
     rows = []
     # Synced once at the end, by `written_aside`: before that nobody can see the file.
-    env = lmdb.open(str(path), subdir=False, map_size=_LMDB_START_BYTES, lock=False, sync=False, meminit=True)
-    try:
+    with _lmdb_disk_errors(path):
+        env = lmdb.open(
+            str(path), subdir=False, map_size=_LMDB_START_BYTES, lock=False, sync=False, meminit=True
+        )
+    with closing(env):
+        # What reading the pairs raises is no fault of this file: it passes as it is.
         for row, pair in enumerate(pairs):
             rows.append([pair.key, pair.scene, *pair.gt.shape[:2]])
             for side in sides:
                 image = getattr(pair, side)
                 value = encode_png(image) if codec == "png" else np.ascontiguousarray(image).tobytes()
-                _put(env, _lmdb_key(row, side), value)
-        _put(env, _INDEX_KEY, json.dumps(rows).encode())
-        env.sync(True)
-    except lmdb.DiskError as error:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-    finally:
-        env.close()
+                with _lmdb_disk_errors(path):
+                    _put(env, _lmdb_key(row, side), value)
+        with _lmdb_disk_errors(path):
+            _put(env, _INDEX_KEY, json.dumps(rows).encode())
+            env.sync(True)
+
+
+@contextmanager
+def _lmdb_disk_errors(path: Path) -> Iterator[None]:
+    """Turn what LMDB raises while it writes, which is no `OSError`, into one that names the file."""
+    try:
+        yield
+    except lmdb.Error as error:
+        # Of a disk that fills up LMDB mostly says "Input/output error": it writes less than it was to.
+        room = os.statvfs(path.parent)
+        if isinstance(error, lmdb.DiskError) or room.f_bavail * room.f_frsize < _FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def _put(env: lmdb.Environment, key: bytes, value: bytes) -> None:

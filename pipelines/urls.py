@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 # Of a URL's query, what is shown and written down: whatever else there is may be a signature or a key.
 _PUBLIC_OPTIONS = frozenset({"region", "scheme", "endpoint_override", "allow_bucket_creation"})
+_IN_BRACKETS = re.compile(r"^\[[\da-fA-F:.]+(%[\w.~-]+)?\](?=:|$)")
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
@@ -32,8 +34,8 @@ def public(place: str | os.PathLike[str]) -> str:
     base, _, query = text.partition("?")
     scheme, _, rest = base.partition("://")
     authority, slash, path = rest.partition("/")
-    # Of an address in brackets, `[::1]:9000`, the port comes after them.
-    _, colon, port = authority.rpartition("@")[2].rpartition("]")[2].partition(":")
+    # Of an address in brackets, `[::1]:9000`, the port comes after them. A secret may hold a bracket, too.
+    _, colon, port = _IN_BRACKETS.sub("", authority.rpartition("@")[2]).partition(":")
     if colon and not port.isdecimal():
         # A secret with a slash in it, which should have been %2F: no tool takes it, nor may it be shown.
         authority, slash, path = "…", "/", path.rpartition("@")[2]

@@ -119,8 +119,10 @@ def hold_out(refs: Sequence[PairRef], share: float, *, test: bool) -> list[PairR
     """One side of a split by scene: `share` of the scenes, chosen by a hash of their names, are the test set.
 
     Raises:
-        InputError: there are not two scenes to split.
+        InputError: there are not two scenes to split, or the name of one is not UTF-8.
     """
+    for ref in refs:
+        check_name(ref.scene, file=str(ref.gt))
     scenes = sorted({ref.scene for ref in refs}, key=lambda s: hashlib.sha256(s.encode()).digest())
     if len(scenes) < 2:
         raise InputError("cannot hold out a part of one scene", expected="two scenes", got=scenes)
@@ -132,8 +134,11 @@ def checked(refs: Sequence[PairRef], *, file: AnyPath) -> list[PairRef]:
     """`refs` sorted by key, once all their files are there and no key comes twice.
 
     Raises:
-        InputError: the first few missing files, or a key of two pairs.
+        InputError: the first few missing files, a key of two pairs, or a name that is not UTF-8.
     """
+    for ref in refs:
+        for name in (ref.key, ref.scene):
+            check_name(name, file=str(ref.gt))
     paths = [path for ref in refs for path in (ref.lq, ref.gt) if isinstance(path, (Path, RemotePath))]
     list_together(paths)
     missing = [path for path in paths if not path.is_file()]
@@ -150,6 +155,14 @@ def checked(refs: Sequence[PairRef], *, file: AnyPath) -> list[PairRef]:
             raise InputError("two pairs of one name", file=file, got=ref.key)
         seen.add(ref.key)
     return sorted(refs, key=lambda ref: ref.key)
+
+
+def check_name(name: str, *, file: AnyPath | str) -> None:
+    """Raise `InputError` where a name is not UTF-8: neither a store's keys nor its manifest can hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # as old archives leave it behind
+        raise InputError("a file name that is not UTF-8", file=file, fix="Rename it") from error
 
 
 def refuse_shared(ours: Iterable[str], others: Iterable[str], *, what: str, file: AnyPath) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nafnet_core import InputError
-from pipelines.sources.base import PairRef, checked, refuse_shared
+from pipelines.sources.base import PairRef, check_name, checked, refuse_shared
 from pipelines.sources.folders import FolderPairs
 from pipelines.sources.remote import AnyPath
 
@@ -36,6 +36,7 @@ class GoProPairs:
         folder = self.root / self.split
         refs: list[PairRef] = []
         for sequence in sorted(path for path in folder.glob("*") if (path / "sharp").is_dir()):
+            check_name(sequence.name, file=sequence)
             side = FolderPairs(lq_dir=sequence / self.blur, gt_dir=sequence / "sharp")
             refs += [
                 PairRef(key=f"{sequence.name}/{ref.key}", scene=sequence.name, lq=ref.lq, gt=ref.gt)

@@ -7,7 +7,7 @@ from typing import Any
 
 from nafnet_core import InputError
 from pipelines.images import list_images
-from pipelines.sources.base import PairRef
+from pipelines.sources.base import PairRef, check_name
 from pipelines.sources.remote import AnyPath
 
 _SHOWN = 3
@@ -60,11 +60,7 @@ def images_by_stem(folder: AnyPath) -> dict[str, AnyPath]:
     found: dict[str, AnyPath] = {}
     for path in list_images(folder):
         key = path.relative_to(folder).with_suffix("").as_posix()
-        try:
-            key.encode()
-        except UnicodeEncodeError as error:
-            # As old archives leave it behind; neither keys in a store nor its manifest can hold it.
-            raise InputError("a file name that is not UTF-8", file=path, fix="Rename the file") from error
+        check_name(key, file=path)
         if key in found:
             raise InputError("two images of one name", file=path, got=found[key].name)
         found[key] = path

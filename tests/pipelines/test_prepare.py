@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import pytest
 
@@ -256,18 +255,6 @@ def test_half_finished_shard_is_written_again(source: FolderPairs, tmp_path: Pat
     assert result.manifest.digest == whole.digest
     store = PairStore(config.out)
     assert [store.pair(n).digest() for n in range(54)] == [whole.pair(n).digest() for n in range(54)]
-
-
-def test_a_full_disk_names_the_shard(
-    source: FolderPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: object) -> None:
-        raise lmdb.DiskError("mdb_txn_commit: No space left on device")
-
-    monkeypatch.setattr("pipelines.shards._put", full)
-    with pytest.raises(OSError, match=r"No space left on device.*shard-00000\.lmdb"):
-        prepare.run(source, source.pairs(), config_for(tmp_path / "store", format="lmdb"))
-    assert not list(tmp_path.rglob("shard-*"))
 
 
 def test_unfinished_store_of_another_job_is_refused(source: FolderPairs, tmp_path: Path) -> None:

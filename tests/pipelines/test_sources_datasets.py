@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,30 @@ def test_hide_with_lists_of_its_parts(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "1 images are in this split and in another one" in message(train)
     (tmp_path / "train.txt").write_text("99fromGOPR0950.png\n")
     assert "2 images are listed and not there" in message(train)  # the blurred one and its sharp one
+
+
+# Names that are not UTF-8
+
+
+def test_hide_with_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"1from\xff\xfe.png")
+    touch(tmp_path, f"train/{name}", f"GT/{name}")
+    text = message(find_source(tmp_path, split="train"))
+    assert text.startswith("a file name that is not UTF-8: ") and r"GT/1from\udcff\udcfe.png" in text
+    text.encode()
+
+
+def test_gopro_with_a_sequence_that_is_not_utf8(tmp_path: Path) -> None:
+    touch(tmp_path, *(os.fsdecode(b"train/\xff/" + side + b"/1.png") for side in (b"blur", b"sharp")))
+    assert r"not UTF-8: '" in (text := message(find_source(tmp_path, split="train")))
+    assert text.endswith(r"train/\udcff'. Rename it")
+
+
+def test_a_scene_that_is_not_utf8_is_not_split(tmp_path: Path) -> None:
+    scene = os.fsdecode(b"\xff")
+    refs = [PairRef(key=name, scene=name, lq=None, gt=tmp_path / name) for name in ("a", scene)]
+    with pytest.raises(InputError, match=r"a file name that is not UTF-8: '.*\\udcff'. Rename it"):
+        hold_out(refs, 0.5, test=True)
 
 
 # A scene on both sides

@@ -27,6 +27,8 @@ from pipelines.urls import absolute, holds_credentials, is_url, local_path, publ
         ("simplecache::s3://KEY:SECRET@bucket/a", "simplecache::s3://bucket/a"),
         ("http://[::1]:9000/a", "http://[::1]:9000/a"),
         ("http://user:SECRET@[::1]:9000/a", "http://user@[::1]:9000/a"),
+        ("http://[fe80::1%25eth0]/a", "http://[fe80::1%25eth0]/a"),
+        ("s3://KEY:SECR]ET/SECRET@bucket/a", "s3://…/bucket/a"),
         ("/a/path?secret=no", "/a/path?secret=no"),
     ],
 )  # fmt: skip
