@@ -58,22 +58,21 @@ def find_source(root: AnyPath, *, split: str, lq_name: str = "{}", blur: str | N
         if all(sides):
             return FolderPairs(lq_dir=sides[0], gt_dir=sides[1], lq_name=lq_name)  # type: ignore[arg-type]
     others = sorted({path.parent.parent.name for path in root.glob("*/*/sharp")})
-    if split in others:
-        versions = {path.name for path in root.glob(f"{split}/*/*") if path.is_dir()} - {"sharp"}
-        raise InputError(
-            f"no sequences with {blur!r} in this folder",
-            file=root / split,
-            expected=f"SEQUENCE/{blur} and SEQUENCE/sharp",
-            got=f"sharp and {', '.join(sorted(versions)) or 'nothing else'}",
-            fix="Choose another --blur, or copy that version there",
-        )
     if others:
+        what, got, fix = (
+            f"--split {split}",
+            f"sequences in {' and '.join(others)}",
+            "Copy the missing part of the data set there, or choose another --split or --blur",
+        )
+        if split in others:
+            versions = sorted({path.name for path in root.glob(f"{split}/*/*") if path.is_dir()})
+            what, got, fix = f"--blur {blur}", ", ".join(versions), "Choose another --blur, or copy it there"
         raise InputError(
-            f"no sequences for --split {split} in this folder",
+            f"no sequences for {what} in this folder",
             file=root / split,
             expected=f"SEQUENCE/{blur} and SEQUENCE/sharp",
-            got=f"sequences in {' and '.join(others)}",
-            fix="Copy the missing part of the data set there, or choose another --split or --blur",
+            got=got,
+            fix=fix,
         )
     raise InputError(
         "no pairs found in this folder",
