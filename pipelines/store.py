@@ -265,7 +265,7 @@ def patch_box(size: tuple[int, int], top_share: float, left_share: float, patch_
 
 @lru_cache(maxsize=64)
 def opened_store(root: Path) -> PairStore:
-    """A store that stays open for the life of the process: LMDB wants each file opened once a process."""
+    """A store that stays open for the life of the process, for tasks that would each open its shards anew."""
     return PairStore(root)
 
 

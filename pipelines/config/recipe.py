@@ -193,9 +193,7 @@ def _explained(error: ValidationError, file: str | Path) -> InputError:
     message = first["msg"].removeprefix("Value error, ").removeprefix("expected ")
     if not location:
         return InputError(message, file=file)
-    expected = _PLAIN_WORDS.get(
-        first["type"], message.removeprefix("Input should be ").removeprefix("expected ")
-    )
+    expected = _PLAIN_WORDS.get(first["type"], message.removeprefix("Input should be "))
     got = first["input"] if not isinstance(first["input"], (dict, BaseModel)) else None
     return InputError(f"bad value for {location!r}", file=file, expected=expected, got=got)
 
