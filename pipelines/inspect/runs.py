@@ -11,16 +11,14 @@ from pipelines.checkpoint import LEDGER, CheckpointLedger
 from pipelines.inspect.result import InspectConfig, InspectResult, Show
 from pipelines.pictures import training_curves
 from pipelines.tracking import TRACKING, Row, read_rows
+from pipelines.train.files import CONFIG, METRICS, RESULT
 from pipelines.workspace import Workspace
-
-# Written by `pipelines.train`, whose import would bring Ray.
-_CONFIG, _METRICS, _RESULT = "config.json", "metrics.jsonl", "result.json"
 
 
 def find_run(what: str, workspace: Workspace) -> Path | None:
     """Folder of the run that `what` names, by path or by name in the workspace; None where there is none."""
     for folder in (Path(what), workspace.run_dir(what)):
-        if (folder / "checkpoints" / LEDGER).is_file() or (folder / _CONFIG).is_file():
+        if (folder / "checkpoints" / LEDGER).is_file() or (folder / CONFIG).is_file():
             return folder
     return None
 
@@ -34,15 +32,15 @@ def inspect_run(config: InspectConfig, show: Show) -> InspectResult:
     folder = find_run(config.what, config.workspace)
     assert folder is not None
     name = folder.resolve().name
-    recipe = _json(folder / _CONFIG)
-    problems = [] if recipe is not None else [_damaged(folder / _CONFIG)]
+    recipe = _json(folder / CONFIG)
+    problems = [] if recipe is not None else [_damaged(folder / CONFIG)]
     checkpoints, faults = _checkpoints(folder, config.verify, show)
     problems += faults
     rows: list[Row] = []
     try:
-        rows = read_rows(folder / _METRICS)
+        rows = read_rows(folder / METRICS)
     except (ValueError, KeyError, TypeError) as error:
-        problems.append(str(InputError("a damaged journal", file=folder / _METRICS, got=error)))
+        problems.append(str(InputError("a damaged journal", file=folder / METRICS, got=error)))
     picture = training_curves(config.out_dir(name) / "curves.png", rows, title=name)
     best = CheckpointLedger(folder).best()
     return InspectResult(
@@ -50,7 +48,7 @@ def inspect_run(config: InspectConfig, show: Show) -> InspectResult:
         name=name,
         facts={
             "path": str(folder),
-            "finished": (folder / _RESULT).is_file(),
+            "finished": (folder / RESULT).is_file(),
             "samples": max([row.samples for row in rows] + [c["samples"] for c in checkpoints], default=0),
             "best": None if best is None else best.folder,
             "mlflow_run_id": (_json(folder / TRACKING) or {}).get("run_id"),

@@ -86,12 +86,12 @@ def test_parts_of_reds_number_their_sequences_alike(
 def test_training_warns_of_one_folder_prepared_twice(
     pairs: FolderPairs, store: PairStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from pipelines import train
     from pipelines.config import load_config
+    from pipelines.train.checks import warn_of_validation
 
     whole = make_store(pairs, tmp_path / "whole", crop_px=None, split="test")
     config = load_config("mobile", [f"data.train=[{{path: {store.root}}}]", f"data.val={whole.root}"])
     with caplog.at_level(logging.WARNING):
-        train._warn_of_validation(config)
+        warn_of_validation(config)
     assert "3 of the 3 scenes of the validation have the names of scenes in" in caplog.text
     assert "(the first: 'a')" in caplog.text and "--holdout" in caplog.text

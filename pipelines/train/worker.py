@@ -1,6 +1,6 @@
 """What each Ray Train worker runs: its place in the group, its batches through Ray Data, and the loop.
 
-`pipelines/train.py` is the driver that starts it; the loop itself is in `pipelines/loop.py`.
+`driver.py` starts it; the loop itself is in `loop.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import psutil
 
 from pipelines.config import RunConfig
 from pipelines.feeder import ray_batches
-from pipelines.loop import set_threads, train
 from pipelines.plan import SamplePlan
-from pipelines.trainer import TrainContext
+from pipelines.train.loop import set_threads, train
+from pipelines.train.trainer import TrainContext
 
 log = logging.getLogger(__name__)
 

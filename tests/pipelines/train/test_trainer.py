@@ -16,8 +16,9 @@ from nafnet_core.weights import load_model
 from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig, parse_config
 from pipelines.ingest import PatchBatch, Span
-from pipelines.loop import RESULT, STOP, spans, train
-from pipelines.trainer import TrainContext, Trainer, build_loss, build_model
+from pipelines.train.files import RESULT, STOP
+from pipelines.train.loop import spans, train
+from pipelines.train.trainer import TrainContext, Trainer, build_loss, build_model
 
 _SIDE_PX = 16
 

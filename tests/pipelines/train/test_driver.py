@@ -19,6 +19,9 @@ from pipelines.prepare import run as prepare
 from pipelines.sources import FolderPairs, SharpPhotos
 from pipelines.synth import SynthConfig
 from pipelines.synth import run as synth
+from pipelines.tracking import TRACKING
+from pipelines.train import checks, driver
+from pipelines.train.files import CONFIG, METRICS
 from pipelines.workspace import Workspace
 from tests.pipelines.pairs import piece
 
@@ -97,21 +100,21 @@ def test_damaged_shards_are_told_before_workers_start(
 def test_a_name_is_one_run(store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    write_json(run_dir / train.CONFIG, _config(store).model_dump(mode="json"))
-    (run_dir / train.METRICS).touch()
-    train._claim(_config(store), run_dir)
+    write_json(run_dir / CONFIG, _config(store).model_dump(mode="json"))
+    (run_dir / METRICS).touch()
+    checks.claim(_config(store), run_dir)
     # Another machine may go on with other workers, but not with another recipe.
-    train._claim(_config(store, scaling={"num_workers": 2}), run_dir)
+    checks.claim(_config(store, scaling={"num_workers": 2}), run_dir)
     with pytest.raises(InputError, match=r"expected optim.lr=0.001, got optim.lr=0.5\).*--name"):
-        train._claim(_config(store, optim={"lr": 0.5}), run_dir)
+        checks.claim(_config(store, optim={"lr": 0.5}), run_dir)
 
 
 def test_a_run_that_never_began_does_not_keep_its_name(store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    write_json(run_dir / train.CONFIG, _config(store).model_dump(mode="json"))
-    write_json(run_dir / train.TRACKING, {"run_id": "of other values"})
-    train._claim(_config(store, optim={"lr": 0.5}), run_dir)
+    write_json(run_dir / CONFIG, _config(store).model_dump(mode="json"))
+    write_json(run_dir / TRACKING, {"run_id": "of other values"})
+    checks.claim(_config(store, optim={"lr": 0.5}), run_dir)
     assert list(run_dir.iterdir()) == []
 
 
@@ -119,7 +122,7 @@ def test_the_users_own_error_is_found_inside_rays() -> None:
     class WorkerGroupError(RuntimeError):
         worker_failures = {1: InputError("a missing or damaged shard", file="shard-00000.lmdb")}
 
-    error = train._explained(WorkerGroupError("wrapped"), Path("run"))
+    error = driver._explained(WorkerGroupError("wrapped"), Path("run"))
     assert isinstance(error, InputError) and "shard-00000.lmdb" in str(error)
-    other = train._explained(RuntimeError("line\nlast line"), Path("run"))
+    other = driver._explained(RuntimeError("line\nlast line"), Path("run"))
     assert isinstance(other, CapabilityError) and "last line" in str(other)

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from pipelines.config import RunConfig, StageSection
 from pipelines.files import write_json
 from pipelines.ingest import Span, Stopwatch
-from pipelines.journal import Journal
-from pipelines.trainer import TrainContext, Trainer
-from pipelines.validation import validate
+from pipelines.train.files import BUDGET, RESULT, STOP
+from pipelines.train.journal import Journal
+from pipelines.train.trainer import TrainContext, Trainer
+from pipelines.train.validation import validate
 
-BUDGET, STOP, RESULT = "budget.json", "stop", "result.json"
 _WARMUP_STEPS, _TIMED_STEPS = 2, 8
 _MIN_TRAINING_SHARE = 0.3  # of a budget in minutes, however long validating takes
 # Requests to stop are looked for at the same step on all ranks, so this counts steps and not seconds.

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from pipelines.ingest import Stopwatch
-from pipelines.trainer import StepResult, TrainContext, Trainer
-
-METRICS = "metrics.jsonl"
+from pipelines.train.files import METRICS
+from pipelines.train.trainer import StepResult, TrainContext, Trainer
 
 
 class Journal:

@@ -1,0 +1,137 @@
+"""What can be known before any time is spent: a run's numbers, its data, its name, the cluster's room."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from nafnet_core import CapabilityError, InputError
+from pipelines.config import RunConfig
+from pipelines.ingest import check_blur, check_patches, plan_for
+from pipelines.scenes import shared_scenes
+from pipelines.store import check_files, read_manifest, refuse_sharp_only
+from pipelines.tracking import TRACKING, flattened
+from pipelines.train.files import BUDGET, CONFIG, METRICS
+from pipelines.train.trainer import build_loss, build_model
+
+log = logging.getLogger(__name__)
+
+# What may change between two attempts at one run without making it another run.
+_FREE_SECTIONS = {"scaling", "checkpoint", "tracking"}
+_SHOWN_KEYS = 4
+
+
+def check(config: RunConfig) -> None:
+    """Everything that can be known before any time is spent. Raises `InputError`."""
+    if not config.data.train:
+        raise InputError(
+            "no training data", fix="Name a store with --data STORE, or in the recipe's data.train"
+        )
+    model = build_model(config.model)
+    loss = build_loss(config, torch.device("cpu"))
+    check_blur(config.data)
+    plan_for(config.data, seed=config.seed)  # reads measured kernels
+    for stage in config.stages:
+        check_patches(config.data, stage.patch_px)
+        if stage.patch_px % model.config.stride_px:
+            raise InputError(
+                "the patch does not fit the network",
+                expected=f"a multiple of {model.config.stride_px} px",
+                got=f"{stage.patch_px} px",
+                fix="Change stages.*.patch_px",
+            )
+    smallest = torch.zeros(1, 3, *[min(stage.patch_px for stage in config.stages)] * 2)
+    try:
+        loss(smallest, smallest)
+    except ValueError as error:
+        raise InputError(
+            "the patch does not fit the loss", got=error, fix="Change stages.*.patch_px"
+        ) from error
+    for store in config.data.train:
+        check_files(store.path)
+    if config.data.val is not None:
+        fix = "Validate on pairs, as `nafnet synth` makes them"
+        refuse_sharp_only(config.data.val, read_manifest(config.data.val), fix=fix)
+        check_files(config.data.val)
+
+
+def warn_of_validation(config: RunConfig) -> None:
+    if config.data.val is None:
+        return
+    val = read_manifest(config.data.val)
+    for store in config.data.train:
+        if val.digest == read_manifest(store.path).digest:
+            log.warning("validation on the training data: its score says nothing of other photos")
+            continue
+        num_shared, first = shared_scenes(config.data.val, store.path)
+        if num_shared:
+            log.warning(
+                "%d of the %d scenes of the validation have the names of scenes in %s (the first: %r): if "
+                "they are the same, its score says little of others. Part a folder with `prepare --holdout`",
+                num_shared, val.num_scenes, store.path, first,
+            )  # fmt: skip
+    if val.crop_px is not None:
+        log.warning(
+            "validation on crops of %d px: scores are usually of whole images (`prepare --crop 0`)",
+            val.crop_px,
+        )
+
+
+def claim(config: RunConfig, run_dir: Path) -> None:
+    """Refuse to go on with a run of this name that was started with other values.
+
+    One that never came to its first step has nothing to protect, and makes room.
+    """
+    path = run_dir / CONFIG
+    if not path.exists():
+        return
+    if not (run_dir / METRICS).exists():
+        for leftover in (path, run_dir / TRACKING, run_dir / BUDGET):
+            leftover.unlink(missing_ok=True)
+        return
+    earlier = flattened(json.loads(path.read_text()))
+    now = flattened(config.model_dump(mode="json"))
+    changed = [
+        key
+        for key in sorted(now.keys() | earlier.keys())
+        if key.partition(".")[0] not in _FREE_SECTIONS and now.get(key) != earlier.get(key)
+    ]
+    if changed:
+        raise InputError(
+            "a run of this name was started with other values",
+            file=path,
+            expected=", ".join(f"{key}={earlier.get(key)}" for key in changed[:_SHOWN_KEYS]),
+            got=", ".join(f"{key}={now.get(key)}" for key in changed[:_SHOWN_KEYS]),
+            fix="Give the new run another name with --name",
+        )
+
+
+def check_resources(config: RunConfig) -> None:
+    """Training workers and readers must fit together, or the readers starve and nothing ever starts."""
+    import ray
+
+    have = ray.cluster_resources()
+    scaling = config.scaling
+    cpus = scaling.num_workers * (scaling.cpus_per_worker + scaling.readers_per_worker * scaling.reader_cpus)
+    if scaling.use_gpu and scaling.num_workers > have.get("GPU", 0):
+        raise CapabilityError(
+            "not enough GPUs", expected=scaling.num_workers, got=int(have.get("GPU", 0)),
+            fix="Set scaling.use_gpu=false, or take a machine with GPUs"
+            if not have.get("GPU")
+            else "Lower scaling.num_workers",
+        )  # fmt: skip
+    log.info(
+        "CPU budget: %d workers of %g and their %d readers of %g make %g of %g",
+        scaling.num_workers, scaling.cpus_per_worker, scaling.num_workers * scaling.readers_per_worker,
+        scaling.reader_cpus, cpus, have.get("CPU", 0),
+    )  # fmt: skip
+    if cpus > have.get("CPU", 0) + 1e-6:
+        raise CapabilityError(
+            "not enough CPUs for the training workers and their readers",
+            expected=f"{cpus:g}",
+            got=f"{have.get('CPU', 0):g}",
+            fix="Lower scaling.num_workers, scaling.cpus_per_worker or scaling.reader_cpus",
+        )

@@ -1,0 +1,12 @@
+"""Names of the files in a run's folder, beside `checkpoints/`, `pictures/`, `logs/` and `tensorboard/`."""
+
+CONFIG = "config.json"
+"""The resolved recipe."""
+METRICS = "metrics.jsonl"
+"""Rank 0's journal."""
+BUDGET = "budget.json"
+"""Samples that a budget in minutes was turned into."""
+STOP = "stop"
+"""There while somebody asks the workers to stop."""
+RESULT = "result.json"
+"""There once the run is finished."""
