@@ -10,12 +10,13 @@ missing. Nothing in a checkpoint is pickled.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from pipelines.files import make_folder, sha256, write_json, written_aside
 log = logging.getLogger(__name__)
 
 LEDGER = "ledger.json"
-_MODEL, _EMA, _OPTIM, _STATE = "model.safetensors", "ema.safetensors", "optim.safetensors", "state.json"
+STATE = "state.json"
+_MODEL, _EMA, _OPTIM = "model.safetensors", "ema.safetensors", "optim.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,44 @@ class Entry:
     psnr_db: float | None
     """Validation PSNR of these weights; None where none was taken."""
     digests: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """State of a run at one moment, in host memory: training may go on while it is written."""
+
+    samples: int
+    """Samples seen."""
+    model: NAFNet
+    ema: NAFNet | None
+    """Trained and averaged weights."""
+    optimizer: dict[str, Tensor]
+    """Its state by parameter name."""
+    state: Mapping[str, Any]
+    """JSON values that resuming needs."""
+    metadata: Mapping[str, Any]
+    """Goes into the weights' headers."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        samples: int,
+        model: NAFNet,
+        ema: NAFNet | None,
+        optimizer: torch.optim.Optimizer,
+        state: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+    ) -> Snapshot:
+        """Copy what will change."""
+        return cls(
+            samples=samples,
+            model=copy.deepcopy(model).cpu(),
+            ema=None if ema is None else copy.deepcopy(ema).cpu(),
+            optimizer=_optimizer_tensors(model, optimizer),
+            state=state,
+            metadata=metadata,
+        )
 
 
 class CheckpointLedger:
@@ -63,44 +103,44 @@ class CheckpointLedger:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError("damaged checkpoint ledger", file=path, got=str(error)) from error
 
-    def save(
-        self,
-        *,
-        samples: int,
-        model: NAFNet,
-        ema: NAFNet | None,
-        optimizer: torch.optim.Optimizer,
-        state: Mapping[str, Any],
-        metadata: Mapping[str, Any],
-        psnr_db: float | None,
-    ) -> Path:
+    def save(self, snapshot: Snapshot, psnr_db: float | None = None) -> Path:
         """Write a checkpoint, enter it into the ledger, drop those that are neither new nor best.
 
         Args:
-            samples: samples seen.
-            model, ema: trained and averaged weights.
-            optimizer: its state is stored by parameter name.
-            state: JSON values that resuming needs.
-            metadata: goes into the weights' headers.
+            snapshot: what to write.
             psnr_db: validation PSNR of exactly these weights, if there is one.
 
         Raises:
             OSError: the disk is full or not writable; the checkpoints before stay valid.
         """
         make_folder(self.folder)
-        folder = self.folder / f"{samples:010d}"
+        folder = self.folder / f"{snapshot.samples:010d}"
         shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt that the ledger never named
         with written_aside(folder) as temporary:
             temporary.mkdir()
-            save_model(model, temporary / _MODEL, metadata=metadata)
-            if ema is not None:
-                save_model(ema, temporary / _EMA, metadata=metadata)
-            save_file(_optimizer_tensors(model, optimizer), str(temporary / _OPTIM))
-            write_json(temporary / _STATE, {**state, "samples": samples})
+            save_model(snapshot.model, temporary / _MODEL, metadata=snapshot.metadata)
+            if snapshot.ema is not None:
+                save_model(snapshot.ema, temporary / _EMA, metadata=snapshot.metadata)
+            save_file(snapshot.optimizer, str(temporary / _OPTIM))
+            write_json(temporary / STATE, {**snapshot.state, "samples": snapshot.samples})
         digests = {file.name: sha256(file) for file in sorted(folder.iterdir())}
-        entry = Entry(samples=samples, folder=folder.name, psnr_db=psnr_db, digests=digests)
-        self._commit([*(e for e in self.entries() if e.samples != samples), entry])
+        entry = Entry(samples=snapshot.samples, folder=folder.name, psnr_db=psnr_db, digests=digests)
+        self._commit([*(e for e in self.entries() if e.samples != snapshot.samples), entry])
         return folder
+
+    def score(self, samples: int, psnr_db: float) -> None:
+        """Enter the validation PSNR of a checkpoint that was saved before it was known.
+
+        Nothing happens where that checkpoint is gone meanwhile.
+        """
+        entries = self.entries()
+        scored = [replace(e, psnr_db=psnr_db) if e.samples == samples else e for e in entries]
+        if scored != entries:
+            self._commit(scored)
+
+    def newest(self) -> Entry | None:
+        """The newest checkpoint; None where there is none."""
+        return max(self.entries(), key=lambda entry: entry.samples, default=None)
 
     def best(self) -> Entry | None:
         """The checkpoint of the highest validation PSNR; the newest one where none was validated."""
@@ -146,7 +186,7 @@ class CheckpointLedger:
             _load_optimizer(model, optimizer, load_file(str(folder / _OPTIM)))
         except (SafetensorError, KeyError) as error:
             raise InputError("the optimiser state does not fit", file=folder / _OPTIM, got=error) from error
-        return json.loads((folder / _STATE).read_text())
+        return json.loads((folder / STATE).read_text())
 
     def fault(self, entry: Entry) -> str | None:
         """What is wrong with a checkpoint's files, in a few words; None where they match their digests."""
@@ -173,8 +213,9 @@ class CheckpointLedger:
 
 def _optimizer_tensors(model: NAFNet, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names = {parameter: name for name, parameter in model.named_parameters()}
+    host: dict[str, Any] = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
     return {
-        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
+        f"{names[parameter]}/{key}": value.detach().to(**host)
         for parameter, values in optimizer.state.items()
         for key, value in values.items()
     }

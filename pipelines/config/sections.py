@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from nafnet_core.schedules import ScheduleKind
 from pipelines.config.base import Section
-from pipelines.config.data import DataSection
+from pipelines.config.data import DataSection, Place
 
 PresetName = Literal["width32", "width64", "mobile"]
 # As `nafnet_core.losses.LOSSES`, whose import would cost every command a second.
@@ -110,7 +110,8 @@ class ScheduleSection(Section):
 class ScalingSection(Section):
     """Who does the work."""
 
-    num_workers: int = Field(1, gt=0)
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Training workers; `[least, most]` for as many of these as the cluster has room for, now and later."""
     use_gpu: bool = False
     threads_per_worker: int | None = Field(None, gt=0)
     """CPU threads of a training worker; None shares this machine's cores out evenly."""
@@ -127,6 +128,22 @@ class ScalingSection(Section):
     """Run the network through `torch.compile`, which needs a C++ compiler; README says what it is worth."""
     max_failures: int = Field(3, ge=0)
     """Times that lost workers are replaced."""
+    timeout_s: float = Field(600.0, gt=0)
+    """A worker that others wait for so long counts as lost."""
+
+    @property
+    def least_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @model_validator(mode="after")
+    def _least_is_not_more(self) -> ScalingSection:
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"num_workers is [least, most]; got {list(self.num_workers)}")  # type: ignore[arg-type]
+        return self
 
 
 class CheckpointSection(Section):
@@ -135,6 +152,9 @@ class CheckpointSection(Section):
     every_minutes: float = Field(2.0, gt=0)
     keep: int = Field(3, gt=0)
     """Newest checkpoints kept, beside the best one."""
+    storage: Place | None = None
+    """Folder or URL in which a folder of the run's name holds its state, where nodes share no disk. None
+    takes the workspace, which every node must then see."""
 
 
 class ValidationSection(Section):
@@ -143,6 +163,9 @@ class ValidationSection(Section):
     times: int = Field(10, ge=0)
     """Validations, evenly spread; the last is at the end. 0 for none."""
     max_images: int = Field(16, gt=0)
+    beside: bool | None = None
+    """Have scores taken on cores or GPUs that training leaves free, while it goes on. None does where there
+    are any; else training stands still for them."""
 
 
 class TrackingSection(Section):
@@ -181,9 +204,9 @@ class RunConfig(Section):
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the stages' shares must add up to 1, not {total:g}")
         for stage in self.stages:
-            if stage.batch < self.scaling.num_workers:
+            if stage.batch < self.scaling.most_workers:
                 raise ValueError(
-                    f"a batch of {stage.batch} cannot be shared by {self.scaling.num_workers} workers"
+                    f"a batch of {stage.batch} cannot be shared by {self.scaling.most_workers} workers"
                 )
         if self.schedule.final_lr > self.optim.lr:
             raise ValueError("schedule.final_lr must not exceed optim.lr")

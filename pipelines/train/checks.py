@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from nafnet_core import CapabilityError, InputError
 from pipelines.config import RunConfig
+from pipelines.config.sections import ScalingSection
 from pipelines.ingest import check_blur, check_patches, plan_for
 from pipelines.scenes import shared_scenes
 from pipelines.store import check_files, read_manifest, refuse_sharp_only
 from pipelines.tracking import TRACKING, flattened
-from pipelines.train.files import BUDGET, CONFIG, METRICS
+from pipelines.train.files import CONFIG, METRICS
 from pipelines.train.trainer import build_loss, build_model
+
+if TYPE_CHECKING:
+    from pipelines.train.beside import SpareRoom
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +94,7 @@ def claim(config: RunConfig, run_dir: Path) -> None:
     if not path.exists():
         return
     if not (run_dir / METRICS).exists():
-        for leftover in (path, run_dir / TRACKING, run_dir / BUDGET):
+        for leftover in (path, run_dir / TRACKING):
             leftover.unlink(missing_ok=True)
         return
     earlier = flattened(json.loads(path.read_text()))
@@ -115,17 +120,18 @@ def check_resources(config: RunConfig) -> None:
 
     have = ray.cluster_resources()
     scaling = config.scaling
-    cpus = scaling.num_workers * (scaling.cpus_per_worker + scaling.readers_per_worker * scaling.reader_cpus)
-    if scaling.use_gpu and scaling.num_workers > have.get("GPU", 0):
+    num_workers = scaling.least_workers
+    cpus = num_workers * cpus_a_worker(scaling)
+    if scaling.use_gpu and num_workers > have.get("GPU", 0):
         raise CapabilityError(
-            "not enough GPUs", expected=scaling.num_workers, got=int(have.get("GPU", 0)),
+            "not enough GPUs", expected=num_workers, got=int(have.get("GPU", 0)),
             fix="Set scaling.use_gpu=false, or take a machine with GPUs"
             if not have.get("GPU")
             else "Lower scaling.num_workers",
         )  # fmt: skip
     log.info(
         "CPU budget: %d workers of %g and their %d readers of %g make %g of %g",
-        scaling.num_workers, scaling.cpus_per_worker, scaling.num_workers * scaling.readers_per_worker,
+        num_workers, scaling.cpus_per_worker, num_workers * scaling.readers_per_worker,
         scaling.reader_cpus, cpus, have.get("CPU", 0),
     )  # fmt: skip
     if cpus > have.get("CPU", 0) + 1e-6:
@@ -135,3 +141,38 @@ def check_resources(config: RunConfig) -> None:
             got=f"{have.get('CPU', 0):g}",
             fix="Lower scaling.num_workers, scaling.cpus_per_worker or scaling.reader_cpus",
         )
+
+
+def cpus_a_worker(scaling: ScalingSection) -> float:
+    """CPUs of a training worker and its readers."""
+    return scaling.cpus_per_worker + scaling.readers_per_worker * scaling.reader_cpus
+
+
+def spare_room(config: RunConfig) -> SpareRoom | None:
+    """What the cluster has beyond a run's workers and readers, for validation beside it.
+
+    Raises:
+        CapabilityError: there is none, and the recipe demands it.
+    """
+    import ray
+
+    from pipelines.train.beside import SpareRoom
+
+    wanted = config.validation.beside
+    if config.data.val is None or not config.validation.times or wanted is False:
+        return None
+    have, scaling = ray.cluster_resources(), config.scaling
+    cpus = have.get("CPU", 0) - scaling.most_workers * cpus_a_worker(scaling)
+    num_tasks = int(cpus)
+    if scaling.use_gpu:
+        num_tasks = min(num_tasks, int(have.get("GPU", 0)) - scaling.most_workers)
+    if num_tasks < 1:
+        if wanted:
+            raise CapabilityError(
+                "no room for validation beside the training",
+                expected="a GPU and a core more" if scaling.use_gpu else "a core more",
+                got=f"{cpus:g} cores left over",
+                fix="Lower scaling.num_workers, or leave validation.beside out",
+            )
+        return None
+    return SpareRoom(num_tasks=num_tasks, num_cpus=1, num_gpus=1 if scaling.use_gpu else 0)

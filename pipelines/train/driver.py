@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
+import shutil
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.connect import connect
 from nafnet_core import CapabilityError, InputError, NAFNetError, StoppedError
@@ -18,13 +20,26 @@ from pipelines.config import RunConfig
 from pipelines.files import make_folder, write_json
 from pipelines.ingest import data_digests, plan_for
 from pipelines.pictures import training_curves
+from pipelines.storage import LocalFolder, RemoteFolder, folder
 from pipelines.store import read_manifest
 from pipelines.tracking import Row, Tracker, git_commit, make_experiment, mlflow_client
-from pipelines.train.checks import check, check_resources, claim, warn_of_validation
-from pipelines.train.files import CONFIG, METRICS, RESULT, STOP
+from pipelines.train.checks import (
+    check,
+    check_resources,
+    claim,
+    cpus_a_worker,
+    spare_room,
+    warn_of_validation,
+)
+from pipelines.train.failures import read_failures
+from pipelines.train.files import CONFIG, FAILURES, METRICS, RESULT, STOP
+from pipelines.train.mirror import Mirror
 from pipelines.train.stopping import stop_requests
 from pipelines.train.trainer import build_model
 from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipelines.train.beside import SpareRoom
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +93,9 @@ def run(
     warn_of_validation(config)
     workspace.make()
     run_dir = make_folder(workspace.run_dir(config.name))
+    storage, mirror = _storage(config, run_dir)
+    if mirror is not None:
+        mirror.pull()
     claim(config, run_dir)
     if (run_dir / RESULT).exists():
         raise InputError(
@@ -87,44 +105,82 @@ def run(
     tracker = Tracker(client, run_dir, run_dir / METRICS)
     experiment = make_experiment(client, config.tracking.experiment, workspace)
     (run_dir / STOP).unlink(missing_ok=True)
+    storage.below(FAILURES).remove()
+    shutil.rmtree(run_dir / FAILURES, ignore_errors=True)
     # In this order: `ray.init` sets a SIGTERM handler of its own.
     with connect(address), stop_requests(run_dir / STOP) as request:
         check_resources(config)
+        from pipelines.train.every_node import check_every_node
+
+        check_every_node(storage)
         write_json(run_dir / CONFIG, config.model_dump(mode="json"))
+        if mirror is not None:
+            mirror.begin()
         params = {
             **config.model_dump(mode="json"),
             "num_parameters": build_model(config.model).num_parameters,
         }
         run_id = tracker.start(experiment, config.name, params, _tags(config))
 
+        told = 0
+
         def pump() -> None:
+            nonlocal told
+            if mirror is not None:
+                _pull(mirror, run_dir)
             for row in tracker.pump():
                 log.info("%s samples %s %s", row.samples, row.event or "", row.metrics)
                 on_row(row)
+            failures = read_failures(run_dir)
+            for failure in failures[told:]:
+                log.warning("workers were lost: %s", failure.line())
+            told = len(failures)
 
         try:
-            _fit(config, run_dir, pump)
+            _fit(_trainer(config, run_dir, storage, spare_room(config)), run_dir, pump)
+            pump()
+            for failure in read_failures(run_dir):
+                if (error := failure.error()) is not None:
+                    raise error
         except BaseException:
             tracker.finish("FAILED")
             raise
-        pump()
         if request.exit_code is not None and not (run_dir / RESULT).exists():
             tracker.finish("KILLED")
             raise StoppedError(
-                f"stopped; all state is saved in {run_dir}",
+                f"stopped; all state is saved in {storage}",
                 exit_code=request.exit_code,
                 fix="The same command goes on from there",
             )
+        if mirror is not None:
+            mirror.pull_checkpoints()
         return _conclude(config, run_dir, tracker, run_id)
 
 
-def _fit(config: RunConfig, run_dir: Path, pump: Callable[[], None]) -> None:
+def _storage(config: RunConfig, run_dir: Path) -> tuple[LocalFolder | RemoteFolder, Mirror | None]:
+    """Where the run's state is kept, and what brings it here if that is not the run's own folder."""
+    if config.checkpoint.storage is None:
+        return LocalFolder(run_dir), None
+    storage = folder(config.checkpoint.storage).below(config.name)
+    return storage, Mirror(storage, run_dir)
+
+
+def _pull(mirror: Mirror, run_dir: Path) -> None:
+    try:
+        if (run_dir / STOP).exists():
+            mirror.ask_to_stop()
+        mirror.pull()
+    except CapabilityError as error:
+        log.warning("the run's storage does not answer, trying again: %s", error)
+
+
+def _fit(trainer: Any, run_dir: Path, pump: Callable[[], None]) -> None:
     """Run the workers, pumping the journal meanwhile."""
     failures: list[BaseException] = []
 
     def fit() -> None:
         try:
-            _trainer(config, run_dir).fit()
+            trainer.fit()
         except BaseException as error:  # carried over to the driver's own thread
             failures.append(error)
 
@@ -135,37 +191,51 @@ def _fit(config: RunConfig, run_dir: Path, pump: Callable[[], None]) -> None:
         thread.join(_PUMP_EVERY_S)
         pump()
     if failures:
+        pump()
         raise _explained(failures[0], run_dir)
 
 
-def _trainer(config: RunConfig, run_dir: Path) -> Any:
+def _trainer(
+    config: RunConfig, run_dir: Path, storage: LocalFolder | RemoteFolder, spare: SpareRoom | None
+) -> Any:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from pipelines.train.worker import worker_main  # brings Ray Data
+    from pipelines.train.controller import FailureNotes
+    from pipelines.train.worker import Job, worker_main  # brings Ray Data
 
     attempts = make_folder(run_dir / "ray")
     scaling, plan = config.scaling, plan_for(config.data, seed=config.seed)
-    job = {
-        "config": config.model_dump(mode="json"),
-        "run_dir": str(run_dir),
-        "plan": plan,
-        "digests": data_digests(config.data, plan),
-    }
+    job = Job(
+        config=config.model_dump(mode="json"),
+        storage=storage,
+        is_shared=config.checkpoint.storage is None,
+        plan=plan,
+        digests=tuple(data_digests(config.data, plan)),
+        spare=spare,
+    )
+    is_elastic = not isinstance(scaling.num_workers, int)
+    # Ray counts how many workers fit by their own CPUs alone: they then hold their readers' as well.
+    cpus = cpus_a_worker(scaling) if is_elastic else scaling.cpus_per_worker
     return TorchTrainer(
         worker_main,
-        train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(
+            backend="nccl" if scaling.use_gpu else "gloo", timeout_s=math.ceil(scaling.timeout_s)
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
-            resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu else {})},
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if scaling.use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
             # Each attempt its own name: checkpoints are ours, Ray's snapshot of another must not count.
             name=f"attempt-{sum(1 for _ in attempts.iterdir()):03d}",
             storage_path=str(attempts),
-            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=scaling.max_failures, max_preemption_failures=-1
+            ),
+            callbacks=[FailureNotes(storage)],
         ),
     )
 
@@ -220,6 +290,10 @@ def _explained(error: BaseException, run_dir: Path) -> BaseException:
             return cause
     if isinstance(error, NAFNetError):
         return error
+    noted = read_failures(run_dir)
     return CapabilityError(
-        "training failed", file=run_dir / "logs", got=str(error).strip().splitlines()[-1][:200]
+        "training failed",
+        file=run_dir / "logs",
+        got=noted[-1].line() if noted else str(error).strip().splitlines()[-1][:200],
+        fix="Its cause is in the logs; the same command goes on from the last checkpoint",
     )

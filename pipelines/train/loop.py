@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,10 +12,12 @@ import torch.distributed as dist
 from pipelines.config import RunConfig, StageSection
 from pipelines.files import write_json
 from pipelines.ingest import Span, Stopwatch
-from pipelines.train.files import BUDGET, RESULT, STOP
+from pipelines.store import PairStore
+from pipelines.train.files import RESULT, STOP
 from pipelines.train.journal import Journal
+from pipelines.train.peers import Peers
 from pipelines.train.trainer import TrainContext, Trainer
-from pipelines.train.validation import validate
+from pipelines.train.validation import chosen_images, mean_scores, score_images
 
 _WARMUP_STEPS, _TIMED_STEPS = 2, 8
 _MIN_TRAINING_SHARE = 0.3  # of a budget in minutes, however long validating takes
@@ -51,68 +51,130 @@ def train(config: RunConfig, context: TrainContext) -> None:
 
     Raises:
         InputError: the run has diverged, its data changed, or a shard is damaged.
+        CapabilityError: the last checkpoint could not be written.
+        PeerLostError: another worker is gone or stuck.
     """
     trainer = Trainer(config, context)
     resumed = trainer.resume()
-    stage = config.stages[0]
-    trainer.warm_up(min(64, stage.patch_px), context.world_size, _WARMUP_STEPS)
-    total = _total_samples(trainer)
-    left = spans(config, total, trainer.samples)
+    for stage in config.stages:
+        trainer.pin_micro_batch(stage.patch_px, stage.batch)
+    trainer.warm_up(min(64, config.stages[0].patch_px), context.world_size, _WARMUP_STEPS)
+    if trainer.total_samples is None:
+        trainer.total_samples = _total_samples(trainer)
+    left = spans(config, trainer.total_samples, trainer.samples)
     end = left[-1].start + left[-1].num_batches * left[-1].batch if left else trainer.samples
     with contextlib.closing(Journal(context, config.tracking.log_every_s)) as journal:
-        _run(trainer, journal, left, end, resumed=resumed)
+        run = _Run(trainer, journal, end)
+        journal.write(trainer.samples, {"total_samples": end}, event="resumed" if resumed else "started")
+        if not resumed:
+            trainer.save()  # pins what was measured, before anything depends on it
+        try:
+            with Peers().named(first=run.rescue):
+                run.over(left)
+        finally:
+            trainer.saver.wait()
+        trainer.saver.close()
 
 
-def _run(trainer: Trainer, journal: Journal, left: list[Span], end: int, *, resumed: bool) -> None:
-    """Take the steps that are left, up to sample `end`, or up to a request to stop."""
-    config, context = trainer.config, trainer.context
-    journal.write(trainer.samples, {"total_samples": end}, event="resumed" if resumed else "started")
-    marks = [round(end * (i + 1) / config.validation.times) for i in range(config.validation.times)]
-    if config.data.val is None:
-        marks = []
-    saved_at = time.monotonic()
-    for span in left:
-        watch = Stopwatch()
-        for batch in watch.over(context.batches(span)):
-            result = trainer.step(batch, span.batch, end)
-            journal.step(trainer, result, watch)
-            if any(trainer.samples - span.batch < mark <= trainer.samples for mark in marks):
-                trainer.save(_validate(trainer, journal))
-                saved_at = time.monotonic()
-            if trainer.steps % _PEEK_EVERY_STEPS == 0 and trainer.samples < end:
-                wants_stop, wants_save = _agree(context, config, saved_at)
-                if wants_save or wants_stop:
-                    trainer.save()
-                    saved_at = time.monotonic()
-                if wants_stop:
-                    journal.write(trainer.samples, _waiting(context, watch), event="stopped")
+class _Run:
+    """The steps that are left of a run, and what happens between them."""
+
+    def __init__(self, trainer: Trainer, journal: Journal, end: int) -> None:
+        self._trainer, self._journal, self._end = trainer, journal, end
+        self._config, self._context = trainer.config, trainer.context
+        times = self._config.validation.times if self._config.data.val is not None else 0
+        self._marks = [round(end * (i + 1) / times) for i in range(times)]
+        self._saved_at, self._saved_samples = time.monotonic(), trainer.samples
+
+    def over(self, left: list[Span]) -> None:
+        """Take these steps, up to the run's end or a request to stop."""
+        trainer, context = self._trainer, self._context
+        self._score_what_was_missed()
+        for span in left:
+            watch = Stopwatch()
+            for batch in watch.over(context.batches(span)):
+                result = trainer.step(batch, span.batch, self._end)
+                self._journal.step(trainer, result, watch)
+                if any(trainer.samples - span.batch < mark <= trainer.samples for mark in self._marks):
+                    self._validate()
+                if trainer.steps % _PEEK_EVERY_STEPS == 0 and trainer.samples < self._end and self._peek():
+                    self._journal.write(trainer.samples, _waiting(context, watch), event="stopped")
+                    self._take_scores(wait=True)
                     return
-        journal.write(trainer.samples, _waiting(context, watch))
-    if not any(entry.samples == trainer.samples for entry in trainer.ledger.entries()):
-        trainer.save()
-    if context.rank == 0:
-        write_json(context.run_dir / RESULT, {"samples": trainer.samples, "skipped": trainer.skipped})
-    journal.write(trainer.samples, {}, event="finished")
+            self._journal.write(trainer.samples, _waiting(context, watch))
+        if self._saved_samples != trainer.samples or not trainer.saver.ledger.entries():
+            self._save()
+        self._take_scores(wait=True)
+        trainer.saver.close()  # before the run counts as finished
+        if context.rank == 0:
+            write_json(context.run_dir / RESULT, {"samples": trainer.samples, "skipped": trainer.skipped})
+        self._journal.write(trainer.samples, {}, event="finished")
+
+    def rescue(self) -> None:
+        """Keep the steps that are done, another worker being lost: after each all have the same weights."""
+        if self._saved_samples != self._trainer.samples:
+            self._trainer.save()
+            self._trainer.saver.wait()
+
+    def _peek(self) -> bool:
+        """Look for what is due; whether to stop."""
+        wants_stop, wants_save = _agree(self._context, self._config, self._saved_at)
+        if wants_save or wants_stop:
+            self._save()
+        self._take_scores(wait=False)
+        return wants_stop
+
+    def _save(self, psnr_db: float | None = None) -> None:
+        saver = self._trainer.saver
+        self._trainer.save(psnr_db)
+        self._saved_at, self._saved_samples = time.monotonic(), self._trainer.samples
+        self._journal.write(self._trainer.samples, {"checkpoint/stopped_s": saver.stopped_s})
+        if saver.failure is not None:  # of the one before
+            self._journal.write(self._trainer.samples, {}, event=f"checkpoint not written: {saver.failure}")
+
+    def _validate(self) -> None:
+        """Score the averaged weights, beside the training where there is room; keep them as a checkpoint."""
+        trainer, context = self._trainer, self._context
+        if not context.validates_beside:
+            scores = _scores(trainer, draw=True)
+            self._journal.write(trainer.samples, scores)
+            self._save(scores["val/psnr_db"])
+            return
+        self._save()
+        if context.beside is not None:
+            context.beside.start(trainer.samples, trainer.weights)
+
+    def _score_what_was_missed(self) -> None:
+        """A run that was killed while its newest checkpoint was being scored."""
+        newest = self._trainer.saver.ledger.newest()
+        if newest is None or newest.samples != self._trainer.samples or newest.psnr_db is not None:
+            return
+        largest = max(stage.batch for stage in self._config.stages)
+        is_marked = any(mark <= newest.samples < mark + largest for mark in self._marks)
+        if is_marked and self._context.beside is not None:
+            self._context.beside.start(newest.samples, self._trainer.weights)
+
+    def _take_scores(self, *, wait: bool) -> None:
+        """Enter what validation beside the training has found by now."""
+        if self._context.beside is None:
+            return
+        for samples, scores in self._context.beside.finished(wait=wait):
+            if scores is not None:
+                self._journal.write(samples, scores)
+                self._trainer.saver.score(samples, scores["val/psnr_db"])
 
 
 def _total_samples(trainer: Trainer) -> int:
     """The budget in samples; minutes are timed once and the result is kept with the run."""
-    config, context = trainer.config, trainer.context
-    budget = config.budget
+    config, budget = trainer.config, trainer.config.budget
     if budget.samples is not None:
         return budget.samples
     if budget.epochs is not None:
-        return round(budget.epochs * context.epoch_samples)
-    path = context.run_dir / BUDGET
-    if not path.exists():
-        assert budget.minutes is not None
-        validations = _validation_seconds(trainer) * config.validation.times
-        seconds = max(budget.minutes * 60 - validations, budget.minutes * 60 * _MIN_TRAINING_SHARE)
-        total = sum(seconds * stage.share / _seconds_a_sample(trainer, stage) for stage in config.stages)
-        if context.rank == 0:
-            write_json(path, {"minutes": budget.minutes, "samples": round(total)})
-        _barrier(context)
-    return json.loads(path.read_text())["samples"]
+        return round(budget.epochs * trainer.context.epoch_samples)
+    assert budget.minutes is not None
+    validations = _validation_seconds(trainer) * config.validation.times
+    seconds = max(budget.minutes * 60 - validations, budget.minutes * 60 * _MIN_TRAINING_SHARE)
+    return round(sum(seconds * stage.share / _seconds_a_sample(trainer, stage) for stage in config.stages))
 
 
 def _seconds_a_sample(trainer: Trainer, stage: StageSection) -> float:
@@ -124,32 +186,29 @@ def _seconds_a_sample(trainer: Trainer, stage: StageSection) -> float:
 
 
 def _validation_seconds(trainer: Trainer) -> float:
-    if trainer.config.data.val is None or not trainer.config.validation.times:
+    config, context = trainer.config, trainer.context
+    if config.data.val is None or not config.validation.times or context.validates_beside:
         return 0.0
     start = time.perf_counter()
-    _scores(trainer, None)
-    return _slowest(time.perf_counter() - start, trainer.context)
+    _scores(trainer, draw=False)
+    return _slowest(time.perf_counter() - start, context)
 
 
-def _validate(trainer: Trainer, journal: Journal) -> float:
-    scores = _scores(trainer, trainer.context.run_dir / "pictures" / f"{trainer.samples:010d}.png")
-    journal.write(trainer.samples, scores)
-    return scores["val/psnr_db"]
-
-
-def _scores(trainer: Trainer, picture: Path | None) -> dict[str, float]:
+def _scores(trainer: Trainer, *, draw: bool) -> dict[str, float]:
+    """Each worker scores its share of the images; all get the same means."""
     config, context = trainer.config, trainer.context
     assert config.data.val is not None
-    return validate(
+    store = PairStore(config.data.val, cache_gib=config.data.cache_gib)
+    picture = context.run_dir / "pictures" / f"{trainer.samples:010d}.png"
+    scores = score_images(
         trainer.weights,
-        config.data.val,
+        store,
+        chosen_images(len(store), config.validation.max_images)[context.rank :: context.world_size],
         train_patch_px=trainer.train_patch_px,
         autocast=config.precision == "bf16",
-        max_images=config.validation.max_images,
-        rank=context.rank,
-        world_size=context.world_size,
-        picture=picture,
+        picture=picture if draw and context.rank == 0 else None,
     )
+    return mean_scores(scores, across_workers=context.world_size > 1)
 
 
 def _agree(context: TrainContext, config: RunConfig, saved_at: float) -> tuple[bool, bool]:
@@ -187,11 +246,6 @@ def _slowest(seconds: float, context: TrainContext) -> float:
     value = torch.tensor([seconds], device=context.device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return float(value)
-
-
-def _barrier(context: TrainContext) -> None:
-    if context.world_size > 1:
-        dist.barrier()
 
 
 def set_threads(num_threads: int) -> None:

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,12 +29,26 @@ from nafnet_core.losses import Loss, mixed_loss, psnr_loss
 from nafnet_core.model import PRESETS, NAFNet, NAFNetConfig, randomize_residual_scales
 from nafnet_core.perceptual import PerceptualLoss, read_features
 from nafnet_core.schedules import learning_rate
-from pipelines.checkpoint import CheckpointLedger
+from pipelines.checkpoint import CheckpointLedger, Snapshot
 from pipelines.config import ModelSection, RunConfig
 from pipelines.ingest import PatchBatch, Span
 from pipelines.plan import rank_slice
+from pipelines.train.micro_batch import fitting_micro_batch
+from pipelines.train.saver import Saver
 
 log = logging.getLogger(__name__)
+
+
+class Beside(Protocol):
+    """Takes scores of weights beside the training."""
+
+    def start(self, samples: int, weights: NAFNet) -> None:
+        """Have these weights scored, of which a copy is taken."""
+        ...
+
+    def finished(self, *, wait: bool) -> list[tuple[int, dict[str, float] | None]]:
+        """Samples and scores of what is done by now, in order; None where it failed."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +65,10 @@ class TrainContext:
     epoch_samples: int
     store_digests: tuple[str, ...]
     """Of all data: stores, then measured kernels that their images are blurred with."""
+    validates_beside: bool = False
+    """Whether scores are taken beside the training, else by the workers, training standing still."""
+    beside: Beside | None = None
+    """Takes them, on rank 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +136,11 @@ class Trainer:
             fused=True,
         )
         self.loss = build_loss(config, context.device)
-        self.ledger = CheckpointLedger(context.run_dir, keep=config.checkpoint.keep)
+        self.saver = Saver(CheckpointLedger(context.run_dir, keep=config.checkpoint.keep))
+        self.total_samples: int | None = None
+        """The whole budget, once it is known."""
+        self.micro_batches: dict[str, int] = {}
+        """Samples in one pass of one worker, by the patches' side in pixels."""
         self.samples = self.steps = self.skipped = self._skipped_in_a_row = 0
         self.train_patch_px = max(stage.patch_px for stage in config.stages)
         # Validation runs the plain network: each image's size would be compiled anew. And not for sizes left
@@ -142,7 +165,7 @@ class Trainer:
         start, stop = rank_slice(batch, self.context.rank, self.context.world_size)
         noise = np.random.default_rng(0).integers(0, 256, (stop - start, patch_px, patch_px, 3), np.uint8)
         for _ in range(steps):
-            self._backward(PatchBatch(samples=np.arange(start, stop), lq=noise, gt=255 - noise), batch)
+            self.accumulate(PatchBatch(samples=np.arange(start, stop), lq=noise, gt=255 - noise), batch)
         self.optimizer.zero_grad(set_to_none=True)
 
     def rehearse(self, batches: Iterator[PatchBatch], global_batch: int, *, untimed: int) -> float:
@@ -153,11 +176,32 @@ class Trainer:
         """
         begin, number = time.perf_counter(), 0
         for number, batch in enumerate(batches, start=1):
-            self._backward(batch, global_batch)
+            self.accumulate(batch, global_batch)
             if number == untimed:
                 begin = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
         return (time.perf_counter() - begin) / (number - untimed)
+
+    def pin_micro_batch(self, patch_px: int, global_batch: int) -> None:
+        """Find out how many samples of a stage fit into one pass, unless the recipe or a checkpoint says."""
+        given = self.config.scaling.micro_batch
+        world_size = self.context.world_size
+        if given is not None or str(patch_px) in self.micro_batches:
+            return
+        fits = torch.tensor(
+            fitting_micro_batch(
+                self.model,
+                self.loss,
+                patch_px,
+                math.ceil(global_batch / world_size),
+                use_bf16=self.config.precision == "bf16",
+                num_workers=world_size,
+            ),
+            device=self.context.device,
+        )
+        if world_size > 1:
+            dist.all_reduce(fits, op=dist.ReduceOp.MIN)
+        self.micro_batches[str(patch_px)] = int(fits)
 
     def step(self, batch: PatchBatch, global_batch: int, total_samples: int) -> StepResult:
         """One optimiser step. Raises `InputError` after too many non-finite gradients in a row."""
@@ -165,7 +209,7 @@ class Trainer:
         lr = self._learning_rate(total_samples)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss, psnr_db = self._backward(batch, global_batch)
+        loss, psnr_db = self.accumulate(batch, global_batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm or math.inf)
         if bool(norm.isfinite()):
             self.optimizer.step()
@@ -180,17 +224,24 @@ class Trainer:
         return StepResult(loss=loss, psnr_db=psnr_db, grad_norm=norm, lr=lr)
 
     def save(self, psnr_db: float | None = None) -> None:
-        """Rank 0 writes a checkpoint; the others do nothing."""
-        if self.context.rank:
-            return
-        self.ledger.save(
+        """Rank 0 writes a checkpoint, beside what follows; the others do nothing."""
+        if self.context.rank == 0:
+            self.saver.save(self._snapshot, psnr_db)
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot.of(
             samples=self.samples,
             model=self.model,
             ema=self.ema,
             optimizer=self.optimizer,
-            state={"steps": self.steps, "skipped": self.skipped, "digests": self.context.store_digests},
+            state={
+                "steps": self.steps,
+                "skipped": self.skipped,
+                "digests": self.context.store_digests,
+                "total_samples": self.total_samples,
+                "micro_batches": self.micro_batches,
+            },
             metadata=self._metadata(),
-            psnr_db=psnr_db,
         )
 
     def resume(self) -> bool:
@@ -199,10 +250,11 @@ class Trainer:
         Raises:
             InputError: it was trained on other data, or is another network.
         """
-        entry = self.ledger.newest_whole()
+        ledger = self.saver.ledger
+        entry = ledger.newest_whole()
         if entry is None:
             return False
-        state = self.ledger.restore(entry, model=self.model, ema=self.ema, optimizer=self.optimizer)
+        state = ledger.restore(entry, model=self.model, ema=self.ema, optimizer=self.optimizer)
         if tuple(state["digests"]) != self.context.store_digests:
             raise InputError(
                 "this run was trained on other data",
@@ -212,16 +264,19 @@ class Trainer:
                 fix="Give the same stores, or another --name for a new run",
             )
         self.samples, self.steps, self.skipped = state["samples"], state["steps"], state["skipped"]
+        self.total_samples = state.get("total_samples")
+        self.micro_batches = state.get("micro_batches", {})
         return True
 
-    def _backward(self, batch: PatchBatch, global_batch: int) -> tuple[Tensor, Tensor]:
+    def accumulate(self, batch: PatchBatch, global_batch: int) -> tuple[Tensor, Tensor]:
         """Accumulate the gradient of the mean loss over the global batch.
 
         Returns:
             This rank's part of that loss, and the mean PSNR of its own patches.
         """
         device, count = self.context.device, len(batch.samples)
-        micro = self.config.scaling.micro_batch or count
+        pinned = self.config.scaling.micro_batch or self.micro_batches.get(str(batch.lq.shape[1]), count)
+        micro = min(pinned, count)
         total, psnr_db = torch.zeros(2, device=device)
         for start in range(0, count, micro):
             part = slice(start, start + micro)

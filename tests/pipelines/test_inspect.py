@@ -15,7 +15,7 @@ import torch
 
 from nafnet_core import PRESETS, InputError, NAFNet, NAFNetConfig, save_model, save_official
 from nafnet_core.metrics import psnr
-from pipelines.checkpoint import CheckpointLedger
+from pipelines.checkpoint import CheckpointLedger, Snapshot
 from pipelines.images import read_rgb_u8
 from pipelines.inspect import InspectConfig, InspectResult, run
 from pipelines.inspect.drawing import draw_histograms, draw_pairs
@@ -235,10 +235,8 @@ def run_dir(tmp_path: Path) -> Path:
     ledger = CheckpointLedger(folder)
     model = lively_network(_TINY, seed=1)
     for samples, level in ((64, 25.5), (128, 25.25)):
-        ledger.save(
-            samples=samples, model=model, ema=None, optimizer=torch.optim.AdamW(model.parameters()),
-            state={}, metadata={}, psnr_db=level,
-        )  # fmt: skip
+        snapshot = Snapshot(samples=samples, model=model, ema=None, optimizer={}, state={}, metadata={})
+        ledger.save(snapshot, level)
     rows = [
         {"time": 1.0 * n, "samples": 16 * n, "metrics": {"train/psnr_db": 24 + n / 8, "train/lr": 1e-3}}
         for n in range(1, 9)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nafnet_core import InputError, NAFNet, NAFNetConfig, randomize_residual_scales
-from pipelines.checkpoint import CheckpointLedger
+from pipelines.checkpoint import CheckpointLedger, Snapshot
 from pipelines.models import find_weights, open_model
 from pipelines.workspace import Workspace
 
@@ -19,14 +19,9 @@ _TINY = NAFNetConfig(width=4, enc_blk_nums=(1,), middle_blk_num=1, dec_blk_nums=
 def _save_run(run_dir: Path) -> NAFNet:
     model = NAFNet(_TINY)
     randomize_residual_scales(model, seed=0)
+    metadata = {"train_patch_px": 32}
     CheckpointLedger(run_dir).save(
-        samples=8,
-        model=model,
-        ema=None,
-        optimizer=torch.optim.AdamW(model.parameters()),
-        state={},
-        metadata={"train_patch_px": 32},
-        psnr_db=None,
+        Snapshot(samples=8, model=model, ema=None, optimizer={}, state={}, metadata=metadata)
     )
     return model
 

@@ -145,7 +145,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, caplog: pyte
     for number in range(2):
         trainer.step(_batch(span, number), 4, 48)
         trainer.save()
-    newest = trainer.ledger.folder / trainer.ledger.entries()[-1].folder / "optim.safetensors"
+    trainer.saver.wait()
+    newest = trainer.saver.ledger.folder / trainer.saver.ledger.entries()[-1].folder / "optim.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     again = Trainer(_config(), _context(tmp_path))
     assert again.resume() and again.samples == 4
@@ -157,18 +158,20 @@ def test_the_ledger_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for samples, psnr_db in ((4, 20.0), (8, 25.0), (12, 21.0), (16, 22.0), (20, None)):
         trainer.samples = samples
         trainer.save(psnr_db)
-    assert [entry.samples for entry in trainer.ledger.entries()] == [8, 16, 20]
-    folders = {path.name for path in trainer.ledger.folder.iterdir() if path.is_dir()}
+    trainer.saver.wait()
+    assert [entry.samples for entry in trainer.saver.ledger.entries()] == [8, 16, 20]
+    folders = {path.name for path in trainer.saver.ledger.folder.iterdir() if path.is_dir()}
     assert folders == {"0000000008", "0000000016", "0000000020"}
-    best = trainer.ledger.best()
+    best = trainer.saver.ledger.best()
     assert best is not None and best.samples == 8
-    assert trainer.ledger.weights(best).name == "ema.safetensors"
+    assert trainer.saver.ledger.weights(best).name == "ema.safetensors"
 
 
 def test_every_checkpoint_damaged_is_an_error(tmp_path: Path) -> None:
     trainer = Trainer(_config(), _context(tmp_path))
     trainer.save()
-    for file in (trainer.ledger.folder / "0000000000").iterdir():
+    trainer.saver.wait()
+    for file in (trainer.saver.ledger.folder / "0000000000").iterdir():
         file.write_bytes(b"")
     with pytest.raises(InputError, match="every checkpoint"):
         trainer.resume()
@@ -257,4 +260,5 @@ def test_compiled_network_trains_as_the_plain_one_does(tmp_path: Path) -> None:
     assert compiled.weights is not compiled.replica and compiled.model._compiled_call_impl is None
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
     compiled.save(None)
+    compiled.saver.wait()
     assert _final_weights(tmp_path / "compiled").keys() == plain.model.state_dict().keys()
