@@ -65,7 +65,8 @@ def train(config: RunConfig, context: TrainContext) -> None:
     end = left[-1].start + left[-1].num_batches * left[-1].batch if left else trainer.samples
     with contextlib.closing(Journal(context, config.tracking.log_every_s)) as journal:
         run = _Run(trainer, journal, end)
-        journal.write(trainer.samples, {"total_samples": end}, event="resumed" if resumed else "started")
+        first = {"total_samples": end, "workers": context.world_size}
+        journal.write(trainer.samples, first, event="resumed" if resumed else "started")
         if not resumed:
             trainer.save()  # pins what was measured, before anything depends on it
         try:

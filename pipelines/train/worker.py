@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ def _work(job: Job, run_dir: Path, sending: contextlib.AbstractContextManager[No
     placement = ray.train.get_context()
     rank, world_size = placement.get_world_rank(), placement.get_world_size()
     _log_to(run_dir / "logs" / f"rank{rank}.log")
+    log.info("rank %d of %d begins, process %d", rank, world_size, os.getpid())
     set_threads(config.scaling.threads_per_worker or max(1, (psutil.cpu_count() or 1) // world_size))
     device = ray.train.torch.get_device()
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What is promised of a run's weights, with real process groups: resume is exact, other numbers of workers near.
+"""What is promised of weights, with real process groups: resume is exact, other numbers of workers are near.
 
 python -m tests.pipelines.train.test_exact RUNS NUM_WORKERS      # what each group of workers does
 """
