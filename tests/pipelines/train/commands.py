@@ -1,4 +1,4 @@
-"""`nafnet train` as a user runs it, in a process of its own: its Ray workers can be found, stopped and killed."""
+"""`nafnet train` as a user runs it, in a process of its own whose Ray workers can be found and killed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Training:
                 start_new_session=True,
             )
 
-    def finish(self, code: int = 0, timeout_s: float = 240) -> str:
+    def finish(self, code: int = 0, timeout_s: float = 500) -> str:
         """Wait for the end; returns what was printed."""
         assert self.process is not None
         try:
@@ -85,7 +85,7 @@ class Training:
         """Samples in the journal."""
         return max((row["samples"] for row in self.rows()), default=0)
 
-    def wait_for(self, what: Callable[[], object], timeout_s: float = 120) -> None:
+    def wait_for(self, what: Callable[[], object], timeout_s: float = 240) -> None:
         assert self.process is not None
         deadline = time.monotonic() + timeout_s
         while not what():
