@@ -213,7 +213,9 @@ class RemoteFolder:
 
         def infos() -> list[pafs.FileInfo]:
             filesystem, path = self._at(name)
-            return filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive))
+            return filesystem.get_file_info(
+                pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+            )
 
         skip = len(self._at()[1]) + 1
         return ((i.path[skip:], i.size or 0) for i in self._patiently(name, infos) if i.is_file)

@@ -113,7 +113,11 @@ class Source(Protocol):
         ...
 
     def pairs(self) -> Sequence[PairRef]:
-        """All pairs, sorted by key, in little memory. Raises `InputError` where the layout is not as expected."""
+        """All pairs, sorted by key, and not each an object: a million fit into little memory.
+
+        Raises:
+            InputError: the layout is not as expected.
+        """
         ...
 
 
