@@ -149,9 +149,9 @@ class RemotePath:
     def glob(self, pattern: str) -> list[RemotePath]:
         """Files and folders that match, each part of the pattern a part of the path, sorted."""
         parts = pattern.split("/")
-        starts = {tuple(name.split("/")[: len(parts)]) for name in self.names_below()}
-        matching = sorted(s for s in starts if len(s) == len(parts) and all(map(fnmatchcase, s, parts)))
-        return [self / "/".join(names) for names in matching]
+        starts = (name.split("/")[: len(parts)] for name in self.names_below())
+        matching = {"/".join(s) for s in starts if len(s) == len(parts) and all(map(fnmatchcase, s, parts))}
+        return [self / name for name in sorted(matching, key=lambda name: name.split("/"))]
 
     def fetch(self, target: Path) -> None:
         """Copy the file to a disk."""
