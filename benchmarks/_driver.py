@@ -1,8 +1,9 @@
-"""The driver's part of `prepare` in a process of its own, where only decoding and encoding are left out.
+"""The driver's part of `prepare` in a process of its own, from the folders to the manifest.
 
     python benchmarks/_driver.py FOLDER         # of `make_layout`; prints one JSON object
 
-The workers write each shard's note and no shard.
+It goes on with a store of which all but 2,000 shards are there, as after an interruption. Workers write the
+notes of those, and no shard: only decoding and encoding are left out.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from pipelines.files import json_bytes  # noqa: E402
 from pipelines.notes import note_name, shard_name  # noqa: E402
 from pipelines.sources import find_source  # noqa: E402
 from pipelines.storage import folder  # noqa: E402
+from pipelines.store import PROGRESS  # noqa: E402
 
 _PAIRS_A_SCENE = 1000
 _CROPS_A_PAIR = 8  # 512² of a 1280×720 frame
+_SHARDS_BY_WORKERS = 2000  # several waves; the rest would be more of the same, for ten minutes
 
 
 def make_layout(root: Path, num_pairs: int) -> None:
@@ -64,8 +67,9 @@ def main() -> None:
         start, steps = time.perf_counter(), []
         refs = source.pairs()
         listed_s = time.perf_counter() - start
-        start = time.perf_counter()
         config = prepare.PrepareConfig(out=Path(temporary) / "store")
+        _write_rest(config, len(refs))
+        start = time.perf_counter()
         manifest = prepare.run(
             source, refs, config, on_progress=lambda *_: steps.append(time.perf_counter() - start)
         ).manifest
@@ -80,18 +84,27 @@ def main() -> None:
 
 def _note_only(row: dict[str, Any]) -> dict[str, Any]:
     job = row["job"]
-    count = _CROPS_A_PAIR * len(job.refs)
-    file = shard_name(job.number, job.config.format)
-    note = {
-        "info": {"file": file, "pairs": count, "bytes": 200_000_000, "sha256": f"{job.number:064x}"},
-        "digests": base64.b64encode(os.urandom(32 * count)).decode(),
-        "min_side_px": 512,
-        "refused": [],
-        "suspects": [],
-        "scenes": sorted({ref.scene for ref in job.refs}),
-    }
-    folder(job.config.out).below(".progress").write(note_name(job.number), json_bytes(note))
+    note = _note(job.number, len(job.refs), sorted({ref.scene for ref in job.refs}))
+    folder(job.config.out).below(PROGRESS).write(note_name(job.number), note)
     return {"refused": "", "is_input": True}
+
+
+def _write_rest(config: prepare.PrepareConfig, num_pairs: int) -> None:
+    progress = Path(config.out) / PROGRESS
+    progress.mkdir(parents=True)
+    for start in range(_SHARDS_BY_WORKERS * config.pairs_per_shard, num_pairs, config.pairs_per_shard):
+        number, count = start // config.pairs_per_shard, min(config.pairs_per_shard, num_pairs - start)
+        (progress / note_name(number)).write_bytes(_note(number, count, [f"{start // _PAIRS_A_SCENE:05d}"]))
+        (Path(config.out) / shard_name(number, config.format)).touch()
+
+
+def _note(number: int, num_pairs: int, scenes: list[str]) -> bytes:
+    """What is written down of a shard whose file is empty."""
+    count = _CROPS_A_PAIR * num_pairs
+    info = {"file": shard_name(number, "parquet"), "pairs": count, "bytes": 0, "sha256": f"{number:064x}"}
+    digests = base64.b64encode(os.urandom(32 * count)).decode()
+    rows = {"refused": [], "suspects": [], "scenes": scenes}
+    return json_bytes({"info": info, "digests": digests, "min_side_px": 512, **rows})
 
 
 if __name__ == "__main__":

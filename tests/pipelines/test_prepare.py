@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -73,6 +74,7 @@ def test_crops(
     store = make_store(source, tmp_path / "store", **options)
     corners = [(top, left) for top in tops for left in lefts]
     assert len(store) == 6 * len(corners)
+    assert store.manifest.min_remainder_px == remainder
     whole = read_rgb_u8(source.pairs()[0].gt)
     rebuilt = np.zeros_like(whole)
     for index, (top, left) in enumerate(corners):
@@ -88,6 +90,7 @@ def test_whole_images(source: FolderPairs, tmp_path: Path) -> None:
     assert len(store) == 6
     manifest = store.manifest
     assert (manifest.crop_px, manifest.stride_px, manifest.min_side_px) == (None, None, 72)
+    assert manifest.min_remainder_px is None
     ref = source.pairs()[5]
     assert store.pair(5).key == "s2/5"
     assert np.array_equal(store.pair(5).lq, read_rgb_u8(ref.lq))
@@ -377,6 +380,13 @@ def test_killed_job_goes_on(source: FolderPairs, tmp_path: Path, format: Any) ->
         assert (out / name).read_text() == (whole.root / name).read_text() != ""
     # Half a shard would lie there for ever.
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.root.iterdir()}
+
+
+def test_the_job_is_named_as_before(source: FolderPairs, tmp_path: Path) -> None:
+    # Else a store that an older version began could not be gone on with.
+    interrupt(source, config_for(tmp_path / "store"), after=1)
+    job = json.loads((tmp_path / "store" / PROGRESS / "job.json").read_text())
+    assert job["pairs"] == hashlib.sha256(json.dumps(NAMES).encode()).hexdigest()
 
 
 # Through Ray
