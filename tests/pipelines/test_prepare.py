@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -380,13 +379,6 @@ def test_killed_job_goes_on(source: FolderPairs, tmp_path: Path, format: Any) ->
         assert (out / name).read_text() == (whole.root / name).read_text() != ""
     # Half a shard would lie there for ever.
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.root.iterdir()}
-
-
-def test_the_job_is_named_as_before(source: FolderPairs, tmp_path: Path) -> None:
-    # Else a store that an older version began could not be gone on with.
-    interrupt(source, config_for(tmp_path / "store"), after=1)
-    job = json.loads((tmp_path / "store" / PROGRESS / "job.json").read_text())
-    assert job["pairs"] == hashlib.sha256(json.dumps(NAMES).encode()).hexdigest()
 
 
 # Through Ray
