@@ -106,11 +106,6 @@ class _ShardJob:
     """By which a worker knows the run's folder, see `pipelines/nodes.py`."""
 
 
-def _sides(refs: Sequence[PairRef]) -> Sides:
-    """What is kept of each pair. All of a source are alike."""
-    return ("gt",) if refs[0].lq is None else SIDES
-
-
 def run(
     source: Source,
     refs: Sequence[PairRef],
@@ -256,6 +251,11 @@ def _write(job: _ShardJob) -> None:
         **findings.to_json(),
     }
     store.below(PROGRESS).write(note_name(job.number), json_bytes(note))
+
+
+def _sides(refs: Sequence[PairRef]) -> Sides:
+    """What is kept of each pair. All of a source are alike."""
+    return ("gt",) if refs[0].lq is None else SIDES
 
 
 def _crops(job: _ShardJob, findings: Findings) -> Iterator[Pair]:
