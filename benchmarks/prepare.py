@@ -1,10 +1,13 @@
-"""`prepare` through Ray against decoding and encoding alone, and what the driver keeps of a million pairs.
+"""`prepare` through Ray against decoding and encoding alone, and the driver's memory.
 
     python benchmarks/prepare.py
     NAFNET_DATA=~/data python benchmarks/prepare.py --photos 80     # photos in ~/data/sharp/unsplash
 
 The peer is a pool of as many processes as there are cores, which decode both images of each pair and encode
 their 512² crops, and do nothing else: no digest, no screening, no file. Both are warm, and take turns.
+
+The driver's memory is measured on real folders of tiny files, by `benchmarks/_driver.py`: 4 GB of disk and
+some minutes for a million pairs.
 """
 
 from __future__ import annotations
@@ -18,30 +21,30 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import _stores as stores  # noqa: E402
+from benchmarks._driver import make_layout, measured  # noqa: E402
 from benchmarks._rows import Rows, row, show  # noqa: E402
 from pipelines import prepare  # noqa: E402
 from pipelines.png import encode_png  # noqa: E402
 from pipelines.sources import PairRef, find_source  # noqa: E402
 
-_SIMULATED_PAIRS = 1_000_000
-# Of so many shards the driver's memory is looked at; the rest comes in waves of the same size.
-_SIMULATED_SHARDS = 2_000
-_GROWTH_LIMIT_MIB = 200.0
+_GROWTH_LIMIT_MIB = 150.0
+_LISTING_LIMIT_S = 120.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--photos", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--pairs", type=int, default=1_000_000, help="for the driver's memory; 4 KB of disk each"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -50,7 +53,8 @@ def main() -> None:
         from cluster.connect import connect
 
         with connect():
-            rows = throughput_rows(folder, options.rounds) | memory_rows()
+            rows = throughput_rows(folder, options.rounds)
+    rows |= memory_rows(options.pairs)
     show(rows, as_json=options.json, versions={"NumPy": np.__version__, "OpenCV": cv2.__version__})
 
 
@@ -91,41 +95,23 @@ def _decode_and_encode(ref: PairRef) -> int:
     return count
 
 
-def memory_rows() -> Rows:
-    """Jobs of a million pairs, of which the workers do nothing."""
-    process = psutil.Process()
-    before = process.memory_info().rss
-    root = Path("/data/gopro/train")
-    refs = []
-    for number in range(_SIMULATED_PAIRS):
-        scene, name = f"GOPR{number // 100:06d}", f"{number:06d}"
-        lq, gt = (root / scene / side / f"{name}.png" for side in ("blur", "sharp"))
-        refs.append(PairRef(key=f"{scene}/{name}", scene=scene, lq=lq, gt=gt))
-    listed = process.memory_info().rss
-    real, prepare._write_row = prepare._write_row, _do_nothing
-    find, prepare.find_duplicates = prepare.find_duplicates, lambda refs: {}
-    most, start, first_s = 0, time.perf_counter(), 0.0
-    try:
-        config = prepare.PrepareConfig(out=Path("/nowhere"))
-        work = prepare._work(list(prepare._jobs(refs, config, "token")), use_ray=True)
-        for done, _ in enumerate(work, start=1):
-            first_s = first_s or time.perf_counter() - start
-            most = max(most, process.memory_info().rss)
-            if done == _SIMULATED_SHARDS:
-                break
-    finally:
-        prepare._write_row, prepare.find_duplicates = real, find
+def memory_rows(num_pairs: int) -> Rows:
+    """The driver at a tenth of the pairs and at all of them, each in a fresh process."""
+    counts, figures = (num_pairs // 10, num_pairs), []
+    for count in counts:
+        with tempfile.TemporaryDirectory() as temporary:
+            make_layout(Path(temporary), count)
+            figures.append(measured(Path(temporary)))
+    few, many = figures
+    growth = many["peak_mib"] - few["peak_mib"]
+    name = f"prepare of {num_pairs:,} pairs"
     return {
-        "a million pairs: their list, driver": row((listed - before) / 2**20, "MiB"),
-        "a million pairs: what the job adds to it, driver": row(
-            (most - listed) / 2**20, "MiB", at_most=_GROWTH_LIMIT_MIB
-        ),
-        "a million pairs: until the first shard is begun and done by an idle worker": row(first_s, "s"),
+        f"prepare of {counts[0]:,} pairs: most memory of the driver": row(few["peak_mib"], "MiB"),
+        f"{name}: most memory of the driver": row(many["peak_mib"], "MiB"),
+        f"{name}: more than of a tenth of them": row(growth, "MiB", at_most=_GROWTH_LIMIT_MIB),
+        f"{name}: listing them": row(many["listed_s"], "s", at_most=_LISTING_LIMIT_S),
+        f"{name}: until the first shard is given out": row(many["begun_s"], "s"),
     }
-
-
-def _do_nothing(row: dict[str, Any]) -> dict[str, Any]:
-    return {"refused": "", "is_input": True}
 
 
 if __name__ == "__main__":

@@ -37,19 +37,16 @@ def find_duplicates(refs: Sequence[PairRef]) -> dict[str, str]:
     Returns:
         The key of each later pair, with the key of the first.
     """
-    sharp = same_content([ref.gt for ref in refs])
-    if any(ref.lq is not None for ref in refs):  # else all but one of them are refused
+    sharp = same_content(_Images(refs, _sharp_of, range(len(refs))))
+    if len(refs) and refs[0].lq is not None:  # else all but one of them are refused
         _warn_of_shared_sharp(refs, sharp)
-    _, inverse, counts = np.unique(sharp, return_inverse=True, return_counts=True)
-    alike = np.flatnonzero(counts[inverse] > 1)
-    blurred = same_content([refs[index].lq or refs[index].gt for index in alike])
-    firsts: dict[tuple[int, int], int] = {}
-    found = {}
-    for index, content in zip(alike.tolist(), blurred.tolist(), strict=True):
-        first = firsts.setdefault((int(sharp[index]), content), index)
-        if first != index:
-            found[refs[index].key] = refs[first].key
-    return found
+    alike, group = _repeated(np.arange(len(refs)), sharp)
+    del sharp
+    first = alike[_first_alike(group, same_content(_Images(refs, _blurred_of, alike)))]
+    twice = first != alike
+    return {
+        refs[index].key: refs[before].key for index, before in zip(alike[twice], first[twice], strict=True)
+    }
 
 
 def refuse_duplicate(ref: PairRef, duplicates: Mapping[str, str]) -> None:
@@ -69,69 +66,106 @@ def refuse_duplicate(ref: PairRef, duplicates: Mapping[str, str]) -> None:
 
 def warn_of_shared_sharp(refs: Sequence[PairRef]) -> None:
     """Log a warning where one sharp image belongs to several scenes: a split by scene would not part them."""
-    _warn_of_shared_sharp(refs, same_content([ref.gt for ref in refs]))
+    _warn_of_shared_sharp(refs, same_content(_Images(refs, _sharp_of, range(len(refs)))))
 
 
 def _warn_of_shared_sharp(refs: Sequence[PairRef], sharp: NDArray[np.int64]) -> None:
-    changed = np.flatnonzero(sharp != np.arange(len(sharp))).tolist()
-    others = [index for index in changed if refs[index].scene != refs[int(sharp[index])].scene]
-    if others:
-        later, first = refs[others[0]], refs[int(sharp[others[0]])]
+    later, num_shared = None, 0
+    for index in np.flatnonzero(sharp != np.arange(len(sharp))):
+        if refs[index].scene != refs[sharp[index]].scene:
+            num_shared += 1
+            later = index if later is None else later
+    if later is not None:
+        later, first = refs[later], refs[sharp[later]]
         log.warning(
             "%d sharp images belong to several scenes, which a split by scene (--holdout) would not keep "
             "apart; the first: %s of scene %r is %s of scene %r. Give them one scene",
-            len(others), later.gt, later.scene, first.gt, first.scene,
+            num_shared, later.gt, later.scene, first.gt, first.scene,
         )  # fmt: skip
+
+
+class _Images(Sequence[Image]):
+    """An image of each of the pairs at some places, looked up when it is asked for."""
+
+    def __init__(
+        self, refs: Sequence[PairRef], image_of: Callable[[PairRef], Image], places: Sequence[int]
+    ) -> None:
+        self._refs, self._image_of, self._places = refs, image_of, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Image:
+        return self._image_of(self._refs[self._places[index]])
+
+
+def _sharp_of(ref: PairRef) -> Image:
+    return ref.gt
+
+
+def _blurred_of(ref: PairRef) -> Image:
+    return ref.lq or ref.gt
 
 
 def same_content(images: Sequence[Image]) -> NDArray[np.int64]:
     """For each image the place of the first one with the same bytes, its own where there is none before.
 
-    Files that are missing or empty equal nothing. What is kept of an image is a few numbers.
+    Files that are missing or empty equal nothing. What is kept of an image is a few numbers, some 80 bytes.
     """
     first = np.arange(len(images))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        facts = _of_each(pool, _facts, images, first)
-        size, device, inode = facts.T
+        size, device, inode = _of_each(pool, _facts, images, first)
         # Hard links are one file: looked at once. No inode number: a file system that has none.
         named = np.flatnonzero((size > 0) & (inode > 0))
-        first[named] = named[_first_alike(np.stack([device[named], inode[named]], axis=1))]
+        first[named] = named[_first_alike(device[named], inode[named])]
         alike = np.flatnonzero((first == np.arange(len(images))) & (size > 0))
-        alike, group = _repeated(alike, size[alike, None])
+        alike, group = _repeated(alike, size[alike])
+        del size, device, inode, named
         for read in (_sample, _digest):
-            content = _of_each(pool, read, images, alike)
-            alike, group = _repeated(alike, np.column_stack([group, content]))
-    first[alike] = alike[_first_alike(group[:, None])]
+            alike, group = _repeated(alike, group, *_of_each(pool, read, images, alike))
+    first[alike] = alike[_first_alike(group)]
     return first[first]  # a link to a file that equals another
 
 
 def _of_each(
     pool: ThreadPoolExecutor,
-    numbers_of: Callable[[Image], tuple[int, ...]],
+    numbers_of: Callable[[Image], tuple[int, int, int]],
     images: Sequence[Image],
     indices: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """(N, K) of those at `indices`; in runs, since a task costs more than a `stat`."""
-    length = max(1, min(1000, len(indices) // (4 * _NUM_THREADS)))
-    runs = [indices[start : start + length] for start in range(0, len(indices), length)]
-    found = pool.map(lambda run: np.array([numbers_of(images[i]) for i in run], np.int64), runs)
-    return np.concatenate([np.empty((0, 3), np.int64), *found])
+    """(3, N) of those at `indices`; in runs, since a task costs more than a `stat`, some at a time."""
+    found = np.empty((3, len(indices)), np.int64)
+    length = max(1, min(250, len(indices) // (4 * _NUM_THREADS)))
+    window = 4 * _NUM_THREADS * length
+    for begin in range(0, len(indices), window):
+        # Looked up by this thread alone, in order: a pair costs little beside its neighbours.
+        ours = [images[index] for index in indices[begin : begin + window]]
+        runs = [ours[start : start + length] for start in range(0, len(ours), length)]
+        numbers = pool.map(lambda run: np.array([numbers_of(image) for image in run], np.int64), runs)
+        found[:, begin : begin + window] = np.concatenate(list(numbers)).T
+    return found
 
 
-def _first_alike(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each row the place of the first one that is the same."""
-    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    return first[inverse.reshape(-1)]
+def _first_alike(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each row the place of the first one that is the same. By sorting places: rows are not copied."""
+    order = np.lexsort(columns)
+    is_new = np.zeros(len(order), bool)
+    is_new[:1] = True
+    for column in columns:
+        ordered = column[order]
+        is_new[1:] |= ordered[1:] != ordered[:-1]
+    first = np.empty_like(order)
+    first[order] = order[is_new][np.cumsum(is_new) - 1]
+    return first
 
 
 def _repeated(
-    indices: NDArray[np.int64], rows: NDArray[np.int64]
+    indices: NDArray[np.int64], *columns: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Those `indices` of which the row comes more than once, each with a number of its group."""
-    _, inverse, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(-1)
-    is_repeated = counts[inverse] > 1
-    return indices[is_repeated], inverse[is_repeated]
+    first = _first_alike(*columns)
+    is_repeated = np.bincount(first, minlength=len(first))[first] > 1
+    return indices[is_repeated], first[is_repeated]
 
 
 def _facts(image: Image) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,20 +60,46 @@ class Photo:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files under `folder`, recursive, sorted by path; hidden ones, and hidden folders, are left out.
+    """Image files under `folder`, as `image_names` finds them, sorted by path.
 
     Raises:
         InputError: no such folder.
     """
+    return sorted(folder / name for name in image_names(folder))
+
+
+def image_names(folder: Path) -> Iterator[str]:
+    """Image files under `folder`, recursive, by their paths from there, in no order.
+
+    Hidden ones, and hidden folders, are left out. Nothing of what was found is kept.
+
+    Raises:
+        InputError: no such folder, which is told at once.
+    """
     if not folder.is_dir():
         raise InputError("no such folder" if not folder.exists() else "not a folder", file=folder)
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    names = _local_names(folder) if isinstance(folder, Path) else folder.names_below()
+    return (name for name in names if _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+    suffix = name[name.rfind(".") :].lower()
+    return suffix in IMAGE_SUFFIXES and not name.startswith(".") and "/." not in name
+
+
+def _local_names(root: Path) -> Iterator[str]:
+    """Not by `rglob`, which keeps a path of each, and takes four times as long."""
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        with suppress(PermissionError), os.scandir(root / folder) as entries:
+            for entry in entries:
+                name = f"{folder}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    if not entry.name.startswith("."):
+                        folders.append(f"{name}/")
+                elif _is_image(name) and (entry.is_file(follow_symlinks=False) or os.path.isfile(entry)):
+                    yield name
 
 
 def read_photo(source: Path | bytes, *, name: str = "", max_megapixels: float = MAX_MEGAPIXELS) -> Photo:

@@ -21,9 +21,9 @@ import gc
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from pipelines.duplicates import find_duplicates, refuse_duplicate
 from pipelines.files import json_bytes, write_json_lines
 from pipelines.images import MAX_MEGAPIXELS
 from pipelines.lease import held
+from pipelines.notes import claim, note_name, notes, shard_name, whole_shards
 from pipelines.scenes import SceneList
 from pipelines.screening import Findings, Row
 from pipelines.shards import SIDES, Codec, Format, Pair, Sides, write_shard
@@ -52,10 +53,8 @@ from pipelines.store import (
 )
 from pipelines.urls import local_path
 
-_JOB = "job.json"
 # A wave is one Ray Data execution: what it keeps of each shard, and takes before the first, is bounded.
 _MIN_WAVE_SHARDS, _WAVE_SHARDS_A_CPU = 512, 32
-_NUM_READS = 16  # notes read at a time: one takes a bucket some 50 ms
 _Folder = LocalFolder | RemoteFolder
 
 
@@ -106,19 +105,6 @@ class _ShardJob:
     token: str
     """By which a worker knows the run's folder, see `pipelines/nodes.py`."""
 
-    @property
-    def file(self) -> str:
-        return f"shard-{self.number:05d}.{self.config.format}"
-
-    @property
-    def sides(self) -> Sides:
-        """What is kept of each pair. All of a source are alike."""
-        return ("gt",) if self.refs[0].lq is None else SIDES
-
-    @property
-    def note(self) -> str:
-        return f"shard-{self.number:05d}.json"
-
 
 def run(
     source: Source,
@@ -159,46 +145,59 @@ def _run(
     check_held: Callable[[], None],
 ) -> PrepareResult:
     store = folder(config.out)
-    _claim(store.below(PROGRESS), config, source, refs)
+    claim(store, _identity(config, source, refs))
     token = uuid.uuid4().hex
     nodes.mark(store.below(PROGRESS), token)
-    jobs = list(_jobs(refs, config, token))
-    whole = _whole(store, jobs)
-    todo = [job for job in jobs if job.number not in whole]
-    done = len(jobs) - len(todo)
-    on_progress(done, len(jobs))
-    for _ in _work(todo, config.use_ray):
+    duplicates = _duplicates(refs, config)
+    num_shards = -(-len(refs) // config.pairs_per_shard)
+    whole = whole_shards(store, num_shards, config.format)
+    todo = [number for number in range(num_shards) if number not in whole]
+    done = len(whole)
+    on_progress(done, num_shards)
+    jobs = _jobs(refs, todo, config, duplicates, token)
+    for _ in _work(jobs, use_ray=config.use_ray and len(todo) > 1):
         check_held()
         done += 1
-        on_progress(done, len(jobs))
+        on_progress(done, num_shards)
     check_held()
-    return _finish(source, jobs, config)
+    return _finish(source, refs, config)
 
 
-def _whole(store: _Folder, jobs: Sequence[_ShardJob]) -> set[int]:
-    """Numbers of the shards that an earlier run has written, and that still have their size."""
-    progress, sizes = store.below(PROGRESS), store.sizes()
-    names = set(progress.names())
-    noted = [job for job in jobs if job.note in names and job.file in sizes]
-    notes = _notes(progress, noted)
-    return {
-        job.number for job, note in zip(noted, notes, strict=True) if sizes[job.file] == note["info"]["bytes"]
-    }
-
-
-def _jobs(refs: Sequence[PairRef], config: PrepareConfig, token: str) -> Iterator[_ShardJob]:
+def _duplicates(refs: Sequence[PairRef], config: PrepareConfig) -> dict[str, str]:
     duplicates = find_duplicates(refs)
-    if config.strict:
+    if config.strict and duplicates:
         for ref in refs:
             refuse_duplicate(ref, duplicates)
-    for number, start in enumerate(range(0, len(refs), config.pairs_per_shard)):
+    return duplicates
+
+
+def _jobs(
+    refs: Sequence[PairRef],
+    numbers: Iterable[int],
+    config: PrepareConfig,
+    duplicates: Mapping[str, str],
+    token: str,
+) -> Iterator[_ShardJob]:
+    """Jobs of the shards of these numbers, each made when it is asked for: all at once are as many pairs."""
+    for number in numbers:
+        start = number * config.pairs_per_shard
         mine = tuple(refs[start : start + config.pairs_per_shard])
         twice = {ref.key: duplicates[ref.key] for ref in mine if ref.key in duplicates}
         yield _ShardJob(number=number, refs=mine, config=config, duplicates=twice, token=token)
 
 
-def _work(jobs: list[_ShardJob], use_ray: bool) -> Iterator[None]:
-    if len(jobs) < 2 or not use_ray:
+def _identity(config: PrepareConfig, source: Source, refs: Iterable[PairRef]) -> dict[str, Any]:
+    """What must not change while a store is unfinished: options, source and pairs."""
+    options = {k: v for k, v in asdict(config).items() if k not in ("out", "use_ray", "strict")}
+    keys = hashlib.sha256(b"[")  # of the keys as a JSON list, which is never held as a whole
+    for number, ref in enumerate(refs):
+        keys.update(f"{', ' if number else ''}{json.dumps(ref.key)}".encode())
+    keys.update(b"]")
+    return {**options, **source.options(), "pairs": keys.hexdigest()}
+
+
+def _work(jobs: Iterator[_ShardJob], *, use_ray: bool) -> Iterator[None]:
+    if not use_ray:
         for job in jobs:
             _write(job)
             yield
@@ -210,8 +209,7 @@ def _work(jobs: list[_ShardJob], use_ray: bool) -> Iterator[None]:
 
     quiet_data_context()
     wave = max(_MIN_WAVE_SHARDS, int(_WAVE_SHARDS_A_CPU * ray.cluster_resources().get("CPU", 1)))
-    for start in range(0, len(jobs), wave):
-        rows = [{"job": job} for job in jobs[start : start + wave]]
+    while rows := [{"job": job} for job in islice(jobs, wave)]:
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         for row in dataset.map(_write_row).iter_rows():
             if row["refused"]:
@@ -241,9 +239,9 @@ def _write(job: _ShardJob) -> None:
     nodes.check_images(job.refs)
     findings = Findings()
     pairs = _crops(job, findings)
-    with store.staged(job.file) as path:
+    with store.staged(shard_name(job.number, job.config.format)) as path:
         count, digests, min_side = write_shard(
-            path, pairs, format=job.config.format, codec=job.config.codec, sides=job.sides
+            path, pairs, format=job.config.format, codec=job.config.codec, sides=_sides(job.refs)
         )
         info = shard_info(path, count)
     note = {
@@ -252,7 +250,12 @@ def _write(job: _ShardJob) -> None:
         "min_side_px": min_side,
         **findings.to_json(),
     }
-    store.below(PROGRESS).write(job.note, json_bytes(note))
+    store.below(PROGRESS).write(note_name(job.number), json_bytes(note))
+
+
+def _sides(refs: Sequence[PairRef]) -> Sides:
+    """What is kept of each pair. All of a source are alike."""
+    return ("gt",) if refs[0].lq is None else SIDES
 
 
 def _crops(job: _ShardJob, findings: Findings) -> Iterator[Pair]:
@@ -309,42 +312,7 @@ def _finished_already(store: _Folder) -> InputError:
     )
 
 
-def _claim(progress: _Folder, config: PrepareConfig, source: Source, refs: Sequence[PairRef]) -> None:
-    """Notes of another job must not be taken for this one's: pin the job's identity beside them.
-
-    Where the job before has written no pair yet, nothing is lost, and this one takes its place.
-    """
-    options = {k: v for k, v in asdict(config).items() if k not in ("out", "use_ray", "strict")}
-    keys = hashlib.sha256(json.dumps([ref.key for ref in refs]).encode()).hexdigest()
-    # Through JSON, so that it compares with what was written.
-    job = json.loads(json.dumps({**options, **source.options(), "pairs": keys}, default=str))
-    names = progress.names()
-    earlier = json.loads(progress.read(_JOB)) if _JOB in names else job
-    changed = [name for name in job | earlier if job.get(name) != earlier.get(name)]
-    if changed:
-        notes = [name for name in names if name.startswith("shard-")]
-        if any(json.loads(progress.read(note))["info"]["pairs"] for note in notes):
-            raise InputError(
-                "an unfinished store of other data or options",
-                file=folder(config.out),
-                expected=", ".join(f"{name} {earlier.get(name)}" for name in changed),
-                got=", ".join(f"{name} {job.get(name)}" for name in changed),
-                fix="Run the command that began it, or remove the folder",
-            )
-        for note in notes:
-            progress.delete(note)
-    progress.write(_JOB, json_bytes(job))
-
-
-def _notes(progress: _Folder, jobs: Sequence[_ShardJob]) -> Iterator[dict[str, Any]]:
-    """What was written down of each shard, in order, some read ahead."""
-    with ThreadPoolExecutor(_NUM_READS) as pool:
-        for start in range(0, len(jobs), 4 * _NUM_READS):
-            names = [job.note for job in jobs[start : start + 4 * _NUM_READS]]
-            yield from map(json.loads, pool.map(progress.read, names))
-
-
-def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) -> PrepareResult:
+def _finish(source: Source, refs: Sequence[PairRef], config: PrepareConfig) -> PrepareResult:
     store = folder(config.out)
     progress = store.below(PROGRESS)
     state = hashlib.sha256()
@@ -354,7 +322,7 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
     sides: list[int] = []
     with progress.scratch() as scratch:
         scenes = SceneList(scratch)
-        for note in _notes(progress, jobs):
+        for note in notes(progress, range(-(-len(refs) // config.pairs_per_shard))):
             state.update(base64.b64decode(note["digests"]))
             refused += note["refused"]
             suspects += note["suspects"]
@@ -380,9 +348,10 @@ def _finish(source: Source, jobs: Sequence[_ShardJob], config: PrepareConfig) ->
         adapter_options=source.options(),
         format=config.format,
         codec=config.codec,
-        sides=jobs[0].sides,
+        sides=_sides(refs),
         crop_px=config.crop_px,
         stride_px=config.stride_px if config.crop_px else None,
+        min_remainder_px=config.min_remainder_px if config.crop_px else None,
         num_pairs=sum(shard.pairs for shard in shards),
         num_refused=len(refused),
         num_suspect=len(suspects),

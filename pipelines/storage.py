@@ -203,22 +203,22 @@ class RemoteFolder:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file right in this folder; none where there is no such folder."""
-        return self.files_below(recursive=False)
+        return dict(self.files_below(recursive=False))
 
-    def files_below(self, name: str = "", *, recursive: bool = True) -> dict[str, int]:
-        """Size in bytes of each file below this folder, or one in it, by its path from here.
+    def files_below(self, name: str = "", *, recursive: bool = True) -> Iterator[tuple[str, int]]:
+        """Path from here and size in bytes of each file below this folder, or one in it.
 
         One listing, however many files there are. Raises `InputError`, `CapabilityError`.
         """
 
-        def files_below() -> dict[str, int]:
+        def infos() -> list[pafs.FileInfo]:
             filesystem, path = self._at(name)
-            selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
-            skip = len(self._at()[1]) + 1
-            infos = filesystem.get_file_info(selector)
-            return {info.path[skip:]: info.size or 0 for info in infos if info.is_file}
+            return filesystem.get_file_info(
+                pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+            )
 
-        return self._patiently(name, files_below)
+        skip = len(self._at()[1]) + 1
+        return ((i.path[skip:], i.size or 0) for i in self._patiently(name, infos) if i.is_file)
 
     def written_at(self) -> dict[str, float | None]:
         """When each file right in this folder was written, in seconds by the storage's own clock.

@@ -72,6 +72,8 @@ class Manifest(_Record):
     crop_px: int | None
     """Side of the square crops; None where whole images are kept."""
     stride_px: int | None
+    min_remainder_px: int | None = None
+    """A remainder of up to this was dropped; None of whole images, and in stores older than this field."""
     num_pairs: int
     num_refused: int
     num_suspect: int = 0

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from nafnet_core import InputError
 from pipelines.images import MAX_MEGAPIXELS, Photo, read_photo
+from pipelines.packed import Packed, in_order, matched
 from pipelines.sources.remote import AnyPath, RemotePath, list_together
 
 # JPEG's colours of a gray scene stray by a level or two.
 _GRAY_SPREAD_LEVELS = 16
+_SHOWN = 3
 
 
 class EncodedImage(Protocol):
@@ -110,12 +112,16 @@ class Source(Protocol):
         """What the manifest records, as JSON values."""
         ...
 
-    def pairs(self) -> list[PairRef]:
-        """All pairs, sorted by key. Raises `InputError` where the layout is not as expected."""
+    def pairs(self) -> Sequence[PairRef]:
+        """All pairs, sorted by key, and not each an object: a million fit into little memory.
+
+        Raises:
+            InputError: the layout is not as expected.
+        """
         ...
 
 
-def hold_out(refs: Sequence[PairRef], share: float, *, test: bool) -> list[PairRef]:
+def hold_out(refs: Sequence[PairRef], share: float, *, test: bool) -> Sequence[PairRef]:
     """One side of a split by scene: `share` of the scenes, chosen by a hash of their names, are the test set.
 
     Raises:
@@ -123,38 +129,50 @@ def hold_out(refs: Sequence[PairRef], share: float, *, test: bool) -> list[PairR
     """
     for ref in refs:
         check_name(ref.scene, file=str(ref.gt))
-    scenes = sorted({ref.scene for ref in refs}, key=lambda s: hashlib.sha256(s.encode()).digest())
+    scenes = np.unique(np.fromiter((_number_of(ref.scene) for ref in refs), np.uint64, len(refs)))
     if len(scenes) < 2:
-        raise InputError("cannot hold out a part of one scene", expected="two scenes", got=scenes)
-    held = set(scenes[: max(1, min(len(scenes) - 1, math.ceil(share * len(scenes))))])
-    return [ref for ref in refs if (ref.scene in held) == test]
+        got = [ref.scene for ref in refs[:1]]
+        raise InputError("cannot hold out a part of one scene", expected="two scenes", got=got)
+    last = scenes[max(1, min(len(scenes) - 1, math.ceil(share * len(scenes)))) - 1]
+    return Packed(ref for ref in refs if (_number_of(ref.scene) <= last) == test)
 
 
-def checked(refs: Sequence[PairRef], *, file: AnyPath) -> list[PairRef]:
+def _number_of(scene: str) -> int:
+    """64 bits of the hash of a name: of a million scenes two have the same with a chance of 1 in 10⁷."""
+    return int.from_bytes(hashlib.sha256(scene.encode()).digest()[:8], "big")
+
+
+def checked(refs: Iterable[PairRef], *, file: AnyPath) -> Packed[PairRef]:
     """`refs` sorted by key, once all their files are there and no key comes twice.
 
     Raises:
         InputError: the first few missing files, a key of two pairs, or a name that is not UTF-8.
     """
-    for ref in refs:
+    listed = Packed(refs)
+    for ref in listed:
         for name in (ref.key, ref.scene):
             check_name(name, file=str(ref.gt))
-    paths = [path for ref in refs for path in (ref.lq, ref.gt) if isinstance(path, (Path, RemotePath))]
-    list_together(paths)
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
+    list_together(image for ref in listed for image in (ref.lq, ref.gt))
+    num_missing, shown = 0, []
+    for path in (path for ref in listed for path in (ref.lq, ref.gt)):
+        if isinstance(path, (Path, RemotePath)) and not path.is_file():
+            num_missing += 1
+            shown += [str(path)] if num_missing <= _SHOWN else []
+    if num_missing:
         raise InputError(
-            f"{len(missing)} images are listed and not there",
+            f"{num_missing} images are listed and not there",
             file=file,
-            got=", ".join(str(path) for path in missing[:3]),
+            got=", ".join(shown),
             fix="Complete the data set, or take them off the list",
         )
-    seen: set[str] = set()
-    for ref in refs:
-        if ref.key in seen:
+    found: Packed[PairRef] = Packed()
+    before = None
+    for ref in in_order(listed, key=lambda ref: ref.key):
+        if ref.key == before:
             raise InputError("two pairs of one name", file=file, got=ref.key)
-        seen.add(ref.key)
-    return sorted(refs, key=lambda ref: ref.key)
+        before = ref.key
+        found.append(ref)
+    return found
 
 
 def check_name(name: str, *, file: AnyPath | str) -> None:
@@ -169,7 +187,7 @@ def refuse_shared(ours: Iterable[str], others: Iterable[str], *, what: str, file
     """Refuse a data set of which something lies on both sides of its own split.
 
     Args:
-        ours: names in the split that is asked for.
+        ours: names in the split that is asked for, as often as they come.
         others: those in its other splits.
         what: what they name, in the plural.
         file: where the split is told.
@@ -177,11 +195,15 @@ def refuse_shared(ours: Iterable[str], others: Iterable[str], *, what: str, file
     Raises:
         InputError: some are in both.
     """
-    shared = sorted(set(ours) & set(others))
-    if shared:
+    num_shared, shown = 0, []
+    for name, mine, theirs in matched(((name, None) for name in ours), ((name, None) for name in others)):
+        if mine and theirs:
+            num_shared += 1
+            shown += [name] if num_shared <= _SHOWN else []
+    if num_shared:
         raise InputError(
-            f"{len(shared)} {what} are in this split and in another one",
+            f"{num_shared} {what} are in this split and in another one",
             file=file,
-            got=", ".join(shared[:3]),
+            got=", ".join(shown),
             fix="A score on them says nothing: take them out of one of the two",
         )

@@ -7,13 +7,15 @@ A scene on both sides of a split is refused, except in REDS, which numbers the s
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from nafnet_core import InputError
+from pipelines.packed import Packed
 from pipelines.sources.base import PairRef, check_name, checked, refuse_shared
 from pipelines.sources.folders import FolderPairs
-from pipelines.sources.remote import AnyPath
+from pipelines.sources.remote import AnyPath, text_lines
 
 SPLITS = ("train", "val", "test")
 
@@ -32,22 +34,26 @@ class GoProPairs:
     def options(self) -> dict[str, Any]:
         return {"root": str(self.root), "split": self.split, "blur": self.blur}
 
-    def pairs(self) -> list[PairRef]:
+    def pairs(self) -> Packed[PairRef]:
         folder = self.root / self.split
-        refs: list[PairRef] = []
-        for sequence in sorted(path for path in folder.glob("*") if (path / "sharp").is_dir()):
+        refs: Packed[PairRef] = Packed()
+        scenes: list[str] = []
+        sequences = (path for path in folder.glob("*") if (path / "sharp").is_dir())
+        # With the slash, the keys' order: `a-b/1` comes before `a/1`.
+        for sequence in sorted(sequences, key=lambda path: f"{path.name}/"):
             check_name(sequence.name, file=sequence)
+            scenes.append(sequence.name)
             side = FolderPairs(lq_dir=sequence / self.blur, gt_dir=sequence / "sharp")
-            refs += [
+            refs.extend(
                 PairRef(key=f"{sequence.name}/{ref.key}", scene=sequence.name, lq=ref.lq, gt=ref.gt)
-                for ref in side.pairs()
-            ]
+                for ref in side.each()
+            )
         if not refs:
             raise InputError("no GoPro sequences", file=folder, expected=f"SEQUENCE/{self.blur} and sharp")
         others = (path.parent for path in self.root.glob("*/*/sharp"))
         others = {path.name for path in others if path.parent != folder and path.parent.name in SPLITS}
-        refuse_shared({ref.scene for ref in refs}, others, what="sequences", file=self.root)
-        return sorted(refs, key=lambda ref: ref.key)
+        refuse_shared(scenes, others, what="sequences", file=self.root)
+        return refs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +73,7 @@ class RedsPairs:
     def options(self) -> dict[str, Any]:
         return {"root": str(self.root), "split": self.split, "blur": self.blur}
 
-    def pairs(self) -> list[PairRef]:
+    def pairs(self) -> Packed[PairRef]:
         folder = _reds_folder(self.root, self.split)
         side = FolderPairs(lq_dir=folder / f"{self.split}_{self.blur}", gt_dir=folder / f"{self.split}_sharp")
         return side.pairs()
@@ -100,7 +106,7 @@ class RealBlurPairs:
     def options(self) -> dict[str, Any]:
         return {"root": str(self.root), "split": self.split, "subset": self.subset}
 
-    def pairs(self) -> list[PairRef]:
+    def pairs(self) -> Packed[PairRef]:
         path = self.root / f"RealBlur_{self.subset}_{self.split}_list.txt"
         if not path.is_file():
             raise InputError(
@@ -108,7 +114,7 @@ class RealBlurPairs:
                 file=path,
                 fix="Choose --split train or test and --blur J or R; the lists come with the data set",
             )
-        refs = self._listed(path)
+        refs = Packed(self._listed(path))
         if not refs:
             raise InputError("an empty list", file=path)
         lists = (self.root / f"RealBlur_{self.subset}_{split}_list.txt" for split in SPLITS)
@@ -117,9 +123,8 @@ class RealBlurPairs:
         refuse_shared({ref.scene for ref in refs}, scenes, what="scenes", file=path)
         return checked(refs, file=path)
 
-    def _listed(self, path: AnyPath) -> list[PairRef]:
-        refs = []
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+    def _listed(self, path: AnyPath) -> Iterator[PairRef]:
+        for number, line in enumerate(text_lines(path), start=1):
             if not line.strip():
                 continue
             columns = line.split()
@@ -128,8 +133,7 @@ class RealBlurPairs:
                 raise InputError(f"line {number} is no pair", file=path, expected=expected, got=line[:80])
             gt, lq = (self.root / column for column in columns[:2])
             scene = lq.parent.parent.name
-            refs.append(PairRef(key=f"{scene}/{lq.stem}", scene=scene, lq=lq, gt=gt))
-        return refs
+            yield PairRef(key=f"{scene}/{lq.stem}", scene=scene, lq=lq, gt=gt)
 
 
 def realblur_subset(root: AnyPath, blur: str | None) -> str | None:
@@ -138,7 +142,9 @@ def realblur_subset(root: AnyPath, blur: str | None) -> str | None:
     Raises:
         InputError: it has both, and `blur` does not say which.
     """
-    subsets = sorted({path.name.split("_")[1] for path in root.glob("RealBlur_[JR]_*_list.txt")})
+    # Not by `glob`: of a folder of a million photos it would keep all names.
+    lists = {subset: [root / f"RealBlur_{subset}_{split}_list.txt" for split in SPLITS] for subset in "JR"}
+    subsets = [subset for subset, paths in lists.items() if any(path.is_file() for path in paths)]
     if not subsets or blur in ("J", "R"):
         return blur if subsets else None
     if blur is not None or len(subsets) > 1:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from os.path import isdir
 from pathlib import Path
 
 from nafnet_core import InputError
@@ -57,7 +60,7 @@ def find_source(root: AnyPath, *, split: str, lq_name: str = "{}", blur: str | N
         sides = [_first_folder(folder, names) for names in (_LQ_NAMES, _GT_NAMES)]
         if all(sides):
             return FolderPairs(lq_dir=sides[0], gt_dir=sides[1], lq_name=lq_name)  # type: ignore[arg-type]
-    others = sorted({path.parent.parent.name for path in root.glob("*/*/sharp")})
+    others = _splits_with_sequences(root)
     if others:
         what, got, fix = (
             f"--split {split}",
@@ -90,6 +93,20 @@ def two_sides(lq: AnyPath, gt: AnyPath, *, lq_name: str = "{}") -> Source:
             raise InputError("an LMDB is not read from a URL", file=str(lq), fix="Copy both to a disk")
         return LmdbPairs(lq_dir=lq, gt_dir=gt)
     return FolderPairs(lq_dir=lq, gt_dir=gt, lq_name=lq_name)
+
+
+def _splits_with_sequences(root: AnyPath) -> list[str]:
+    if not isinstance(root, Path):
+        return sorted({path.parent.parent.name for path in root.glob("*/*/sharp")})
+    # Not by `glob`: of a folder of a million photos it would keep all names.
+    return sorted(
+        Path(split).name for split in _folders(root) if any(isdir(f"{s}/sharp") for s in _folders(split))
+    )
+
+
+def _folders(folder: str | Path) -> Iterator[str]:
+    with suppress(PermissionError), os.scandir(folder) as entries:
+        yield from (entry.path for entry in entries if entry.is_dir())
 
 
 def _first_folder(parent: AnyPath, names: Sequence[str]) -> AnyPath | None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from nafnet_core import InputError
 from pipelines.images import list_images
+from pipelines.packed import Packed
 from pipelines.sources.base import PairRef, checked, refuse_shared
-from pipelines.sources.remote import AnyPath
+from pipelines.sources.remote import AnyPath, text_lines
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class HidePairs:
     def options(self) -> dict[str, Any]:
         return {"root": str(self.root), "split": self.split}
 
-    def pairs(self) -> list[PairRef]:
+    def pairs(self) -> Packed[PairRef]:
         blurred = self._blurred(self.split)
         if not blurred:
             raise InputError("no images in this folder", file=self.root / self.split)
@@ -80,11 +81,7 @@ def is_hide(root: AnyPath, split: str) -> bool:
 
 def _lines(path: AnyPath) -> list[str]:
     """The first column of each line: some copies name the sharp image, or annotations, behind it."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError("not a text file", file=path, got=error) from error
-    return [line.split()[0] for line in lines if line.strip()]
+    return [line.split()[0] for line in text_lines(path) if line.strip()]
 
 
 def _listed(root: AnyPath, line: str, found: dict[str, AnyPath]) -> AnyPath:

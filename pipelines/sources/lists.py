@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nafnet_core import InputError
+from pipelines.packed import Packed
 from pipelines.sources.base import PairRef, checked, refuse_shared
-from pipelines.sources.remote import AnyPath, beside
+from pipelines.sources.remote import AnyPath, beside, text_lines
 from pipelines.urls import is_url
 
 LIST_SUFFIXES = (".csv", ".jsonl")
@@ -36,10 +37,11 @@ class ListedPairs:
     def options(self) -> dict[str, Any]:
         return {"path": str(self.path), "split": self.split}
 
-    def pairs(self) -> list[PairRef]:
-        refs = []
-        named: tuple[set[str], set[str]] = set(), set()  # scenes and sharp files, ours and the other splits'
-        sharp: tuple[set[str], set[str]] = set(), set()
+    def pairs(self) -> Packed[PairRef]:
+        refs: Packed[PairRef] = Packed()
+        # Scenes and sharp files, ours and the other splits'.
+        named: tuple[Packed[str], Packed[str]] = Packed(), Packed()
+        sharp: tuple[Packed[str], Packed[str]] = Packed(), Packed()
         for number, row in self._rows():
             unknown = sorted(set(row) - set(_COLUMNS))
             if unknown or not row.get("lq") or not row.get("gt"):
@@ -53,8 +55,8 @@ class ListedPairs:
             lq, gt = (beside(self.path.parent, row[side]) for side in ("lq", "gt"))
             is_other = row.get("split", "") not in ("", self.split)
             if row.get("split"):
-                sharp[is_other].add(str(gt))
-                named[is_other].update([row["scene"]] if row.get("scene") else [])
+                sharp[is_other].append(str(gt))
+                named[is_other].extend([row["scene"]] if row.get("scene") else [])
             if is_other:
                 continue
             key = row.get("key") or _key_of(row["lq"])
@@ -67,10 +69,7 @@ class ListedPairs:
 
     def _rows(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Each line's number and its columns."""
-        try:
-            lines = self.path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError("not a text file", file=self.path, got=error) from error
+        lines = text_lines(self.path)
         if self.path.suffix == ".csv":
             for number, row in enumerate(csv.DictReader(lines), start=2):
                 # Cells beyond the header come under None, cells that lack are None.

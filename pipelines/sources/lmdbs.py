@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,11 +14,13 @@ import lmdb
 
 from nafnet_core import InputError
 from pipelines.images import MAX_MEGAPIXELS, Photo, read_photo
+from pipelines.packed import Packed, matched
 from pipelines.sources.base import PairRef
-from pipelines.sources.remote import AnyPath
+from pipelines.sources.remote import AnyPath, text_lines
 
 META = "meta_info.txt"
 _PICKLE_MAGIC = b"\x80"
+_SHOWN = 3
 _OPENING = threading.Lock()
 
 
@@ -67,24 +70,24 @@ class LmdbPairs:
     def options(self) -> dict[str, Any]:
         return {"lq_dir": str(self.lq_dir), "gt_dir": str(self.gt_dir)}
 
-    def pairs(self) -> list[PairRef]:
-        lq, gt = _keys(self.lq_dir), _keys(self.gt_dir)
-        lonely = sorted(lq ^ gt)
-        if lonely:
+    def pairs(self) -> Packed[PairRef]:
+        refs: Packed[PairRef] = Packed()
+        num_lonely, shown = 0, []
+        for key, lq, gt in matched(_keys(self.lq_dir), _keys(self.gt_dir)):
+            if lq and gt:
+                scene = key.rpartition("/")[0] or re.sub(r"_s\d+$", "", key)
+                images = (LmdbImage(root, key) for root in (self.lq_dir, self.gt_dir))
+                refs.append(PairRef(key=key, scene=scene, lq=next(images), gt=next(images)))
+                continue
+            num_lonely += 1
+            shown += [key] if num_lonely <= _SHOWN else []
+        if num_lonely:
             raise InputError(
-                f"{len(lonely)} images without a partner of the same key",
-                file=", ".join(lonely[:3]),
-                expected=f"{len(lq & gt)} pairs found, and nothing left over",
+                f"{num_lonely} images without a partner of the same key",
+                file=", ".join(shown),
+                expected=f"{len(refs)} pairs found, and nothing left over",
             )
-        return [
-            PairRef(
-                key=key,
-                scene=key.rpartition("/")[0] or re.sub(r"_s\d+$", "", key),
-                lq=LmdbImage(self.lq_dir, key),
-                gt=LmdbImage(self.gt_dir, key),
-            )
-            for key in sorted(gt)
-        ]
+        return refs
 
 
 def is_lmdb(path: AnyPath) -> bool:
@@ -92,7 +95,7 @@ def is_lmdb(path: AnyPath) -> bool:
     return path.is_dir() and (path / "data.mdb").is_file()
 
 
-def _keys(root: Path) -> set[str]:
+def _keys(root: Path) -> Iterator[tuple[str, None]]:
     """Keys that `meta_info.txt` lists, in lines such as `0001_s003.png (480,480,3) 1`."""
     meta = root / META
     if not meta.is_file():
@@ -100,10 +103,11 @@ def _keys(root: Path) -> set[str]:
             if cursor.first():
                 refuse_pickle(cursor.value(), root)
         raise InputError("an LMDB without a list of its images", file=meta, expected="a line an image")
-    names = [line.split(" (")[0].strip() for line in meta.read_text().splitlines() if line.strip()]
-    if not names:
+    name = None
+    for name in (line.split(" (")[0].strip() for line in text_lines(meta) if line.strip()):
+        yield (str(Path(name).with_suffix("")) if Path(name).suffix else name), None
+    if name is None:
         raise InputError("an empty list of images", file=meta)
-    return {str(Path(name).with_suffix("")) if Path(name).suffix else name for name in names}
 
 
 def refuse_pickle(value: bytes | memoryview, root: Path) -> None:

@@ -13,13 +13,17 @@ import os
 import posixpath
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from nafnet_core import CapabilityError, InputError
 from pipelines.images import MAX_MEGAPIXELS, Photo, read_photo
+from pipelines.packed import Packed, in_order
+from pipelines.scratch import scratch_folder
 from pipelines.storage import RemoteFolder
 from pipelines.urls import absolute, is_url, local_path
 
@@ -29,33 +33,36 @@ class _Listing:
 
     def __init__(self, url: str) -> None:
         self.folder = RemoteFolder(url)
-        self.sizes: dict[str, int] = {}
-        self._sorted: list[str] | None = None
-        self._whole: set[str] = set()
-        self._flat: set[str] = set()
+        # Paths and sizes of the files below a folder, and of those right in one, sorted by path.
+        self._whole: dict[str, Packed[tuple[str, int]]] = {}
+        self._flat: dict[str, Packed[tuple[str, int]]] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         return _listing, (self.folder.url,)  # workers read images, and need to know nothing of others
 
-    def know(self, path: str, *, recursive: bool) -> None:
-        """List a folder, unless that was done."""
-        if any(f"{path}/".startswith(f"{known}/" if known else "") for known in self._whole):
-            return
-        known = self._whole if recursive else self._flat
-        if path not in known:
-            self.sizes |= self.folder.files_below(path, recursive=recursive)
-            self._sorted = None
-            known.add(path)
+    def know(self, path: str, *, recursive: bool) -> Packed[tuple[str, int]]:
+        """List a folder, unless that was done; with what lies beside it, where that came with it."""
+        for known, files in self._whole.items():
+            if f"{path}/".startswith(f"{known}/" if known else ""):
+                return files
+        listings = self._whole if recursive else self._flat
+        if path not in listings:
+            listings[path] = Packed(in_order(self.folder.files_below(path, recursive=recursive)))
+        return listings[path]
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        files = self.know(path.rpartition("/")[0], recursive=False)
+        index = bisect_left(files, path, key=itemgetter(0))
+        return files[index][1] if index < len(files) and files[index][0] == path else None
 
     def below(self, path: str) -> Iterator[str]:
-        """Paths of all known files below a folder, sorted."""
-        if self._sorted is None:
-            self._sorted = sorted(self.sizes)
-        prefix = f"{path}/" if path else ""
-        for index in range(bisect_left(self._sorted, prefix), len(self._sorted)):
-            if not self._sorted[index].startswith(prefix):
+        """Paths of all files below a folder, sorted."""
+        files, prefix = self.know(path, recursive=True), f"{path}/" if path else ""
+        for index in range(bisect_left(files, prefix, key=itemgetter(0)), len(files)):
+            if not files[index][0].startswith(prefix):
                 return
-            yield self._sorted[index]
+            yield files[index][0]
 
 
 @lru_cache(maxsize=64)
@@ -126,33 +133,29 @@ class RemotePath:
         return PurePosixPath(self._path).relative_to(other._path)
 
     def is_file(self) -> bool:
-        self._listing.know(self.parent._path, recursive=False)
-        return self._path in self._listing.sizes
+        return self._listing.size(self._path) is not None
 
     def is_dir(self) -> bool:
-        self._listing.know(self._path, recursive=True)
         return next(self._listing.below(self._path), None) is not None
 
     def exists(self) -> bool:
         return self.is_file() or self.is_dir()
 
-    def rglob(self, pattern: str) -> list[RemotePath]:
-        """Files below, of which the name matches, sorted."""
-        self._listing.know(self._path, recursive=True)
-        found = self._listing.below(self._path)
-        return [RemotePath(self._listing, path) for path in found if fnmatchcase(_name(path), pattern)]
+    def names_below(self) -> Iterator[str]:
+        """Paths from here of all files below, sorted."""
+        skip = len(self._path) + 1 if self._path else 0
+        return (path[skip:] for path in self._listing.below(self._path))
 
     def glob(self, pattern: str) -> list[RemotePath]:
         """Files and folders that match, each part of the pattern a part of the path, sorted."""
-        self._listing.know(self._path, recursive=True)
         parts = pattern.split("/")
-        skip = len(self._path) + 1 if self._path else 0
-        starts = {tuple(p[skip:].split("/")[: len(parts)]) for p in self._listing.below(self._path)}
-        matching = sorted(s for s in starts if len(s) == len(parts) and all(map(fnmatchcase, s, parts)))
-        return [self / "/".join(names) for names in matching]
+        starts = (name.split("/")[: len(parts)] for name in self.names_below())
+        matching = {"/".join(s) for s in starts if len(s) == len(parts) and all(map(fnmatchcase, s, parts))}
+        return [self / name for name in sorted(matching, key=lambda name: name.split("/"))]
 
-    def read_text(self, encoding: str = "utf-8") -> str:
-        return self._listing.folder.read(self._path).decode(encoding)
+    def fetch(self, target: Path) -> None:
+        """Copy the file to a disk."""
+        self._listing.folder.fetch(self._path, target)
 
     # As an image
 
@@ -173,8 +176,8 @@ class RemotePath:
 
     def size_bytes(self) -> int:
         """As it was listed; -1 where it was not there."""
-        self._listing.know(self.parent._path, recursive=False)
-        return self._listing.sizes.get(self._path, -1)
+        size = self._listing.size(self._path)
+        return -1 if size is None else size
 
     def read_bytes(self, start: int, count: int) -> bytes:
         """A part of its content; nothing where it has gone meanwhile."""
@@ -206,14 +209,26 @@ def beside(parent: AnyPath, text: str) -> AnyPath:
 
 def list_together(images: Iterable[object]) -> None:
     """Look up files of a list by as few requests as can be: below their common folder, if they have one."""
-    folders: dict[_Listing, set[str]] = {}
+    common: dict[_Listing, str] = {}
     for image in images:
         if isinstance(image, RemotePath):
-            folders.setdefault(image._listing, set()).add(image.parent._path)
-    for listing, paths in folders.items():
-        if common := posixpath.commonpath(paths):
-            listing.know(common, recursive=True)
+            folder = image.parent._path
+            common[image._listing] = posixpath.commonpath((common.get(image._listing, folder), folder))
+    for listing, path in common.items():
+        if path:
+            listing.know(path, recursive=True)
 
 
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]
+def text_lines(path: AnyPath) -> Iterator[str]:
+    """Lines of a list, without their ends. Raises `InputError` where it is no text in UTF-8."""
+    with ExitStack() as stack:
+        if isinstance(path, Path):
+            local = path
+        else:
+            local = stack.enter_context(scratch_folder()) / "list.txt"
+            path.fetch(local)
+        try:
+            for line in stack.enter_context(local.open(encoding="utf-8-sig")):
+                yield line.removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise InputError("not a text file", file=path, got=error) from error

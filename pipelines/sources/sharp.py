@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nafnet_core import InputError
+from pipelines.packed import Packed
 from pipelines.sources.base import PairRef
 from pipelines.sources.find import find_source
 from pipelines.sources.folders import images_by_stem
@@ -26,19 +27,19 @@ class SharpPhotos:
     def options(self) -> dict[str, Any]:
         return {"sharp_dir": str(self.root)}
 
-    def pairs(self) -> list[PairRef]:
+    def pairs(self) -> Packed[PairRef]:
         if not self.root.is_dir():
             raise InputError("no such folder" if not self.root.exists() else "not a folder", file=self.root)
         self._refuse_pairs()
-        found = images_by_stem(self.root)
-        if not found:
+        refs = Packed(
+            PairRef(key=key, scene=key.rpartition("/")[0] or key, lq=None, gt=self.root / f"{key}{suffix}")
+            for key, suffix in images_by_stem(self.root)
+        )
+        if not refs:
             raise InputError(
                 "no photos in this folder", file=self.root, expected="png, jpg, tif, webp or bmp"
             )
-        return [
-            PairRef(key=key, scene=key.rpartition("/")[0] or key, lq=None, gt=path)
-            for key, path in sorted(found.items())
-        ]
+        return refs
 
     def _refuse_pairs(self) -> None:
         """Blurred images must not be taken for sharp ones."""

@@ -48,7 +48,7 @@ class Server:
         """Sizes of all objects below `bucket/path`."""
         place = folder(self.url(path))
         assert isinstance(place, RemoteFolder)
-        return place.files_below()
+        return dict(place.files_below())
 
     def remove(self, path: str) -> None:
         """Delete `bucket/path` and all below."""

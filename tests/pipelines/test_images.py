@@ -321,6 +321,15 @@ def test_folder_below_a_hidden_one_is_listed(tmp_path: Path) -> None:
     assert list_images(folder) == [folder / "a.png"]
 
 
+def test_links_to_files_are_listed_and_folders_are_not_gone_into_twice(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.png").touch()
+    links = {"again": "one", "up": "..", "b.png": "one/a.png", "gone.png": "nothing.png", "c.png": "c.png"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    assert list_images(tmp_path) == [tmp_path / "b.png", tmp_path / "one" / "a.png"]
+
+
 def test_no_folder_to_list(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         list_images(tmp_path / "nothing")

@@ -73,6 +73,7 @@ def test_crops(
     store = make_store(source, tmp_path / "store", **options)
     corners = [(top, left) for top in tops for left in lefts]
     assert len(store) == 6 * len(corners)
+    assert store.manifest.min_remainder_px == remainder
     whole = read_rgb_u8(source.pairs()[0].gt)
     rebuilt = np.zeros_like(whole)
     for index, (top, left) in enumerate(corners):
@@ -88,6 +89,7 @@ def test_whole_images(source: FolderPairs, tmp_path: Path) -> None:
     assert len(store) == 6
     manifest = store.manifest
     assert (manifest.crop_px, manifest.stride_px, manifest.min_side_px) == (None, None, 72)
+    assert manifest.min_remainder_px is None
     ref = source.pairs()[5]
     assert store.pair(5).key == "s2/5"
     assert np.array_equal(store.pair(5).lq, read_rgb_u8(ref.lq))

@@ -60,7 +60,7 @@ def test_shared_scenes(pairs: FolderPairs, store: PairStore, tmp_path: Path) -> 
 def test_a_store_of_before_the_list_still_loads(store: PairStore, own_store: Path) -> None:
     (own_store / SCENES).unlink()
     manifest = json.loads((own_store / MANIFEST).read_text())
-    del manifest["num_scenes"], manifest["num_suspect"]
+    del manifest["num_scenes"], manifest["num_suspect"], manifest["min_remainder_px"]
     (own_store / MANIFEST).write_text(json.dumps(manifest))
     assert (read_manifest(own_store).num_scenes, read_manifest(own_store).num_suspect) == (0, 0)
     assert scenes_of(own_store) is None

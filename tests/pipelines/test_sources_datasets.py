@@ -292,6 +292,18 @@ def test_list_that_is_no_text(images: Path) -> None:
     assert "not a text file" in message(find_source(images / "p.csv", split="train"))
 
 
+def test_realblur_list_that_is_no_text(tmp_path: Path) -> None:
+    (realblur(tmp_path) / "RealBlur_J_train_list.txt").write_bytes("sc\xe8ne".encode("latin-1"))
+    line = message(find_source(tmp_path, split="train"))
+    assert "not a text file" in line and "RealBlur_J_train_list.txt" in line
+
+
+def test_line_separators_in_a_list_are_part_of_a_name(images: Path) -> None:
+    row = {"lq": "a/x/0.png", "gt": "b/x/0.png", "key": "one\u2028two"}
+    (images / "p.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8-sig")
+    assert [ref.key for ref in find_source(images / "p.jsonl", split="train").pairs()] == [row["key"]]
+
+
 def test_a_store_from_a_list(tmp_path: Path) -> None:
     """Through `prepare`, with real pixels."""
     refs: list[PairRef] = write_pairs(tmp_path, ["one/1", "one/2", "two/1"]).pairs()

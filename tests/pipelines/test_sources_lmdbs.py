@@ -63,6 +63,12 @@ def message(source: LmdbPairs) -> str:
     return str(caught.value)
 
 
+def test_a_list_of_images_that_is_no_text(source: LmdbPairs) -> None:
+    (source.gt_dir / "meta_info.txt").write_bytes("sc\xe8ne.png (72,96,3) 1\n".encode("latin-1"))
+    line = message(source)
+    assert "not a text file" in line and "gt.lmdb/meta_info.txt" in line
+
+
 def test_pixels_are_those_of_the_files(source: LmdbPairs, folders: FolderPairs) -> None:
     refs = {ref.key: ref for ref in source.pairs()}
     assert list(refs) == sorted(KEYS)
