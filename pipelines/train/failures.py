@@ -18,7 +18,7 @@ from pipelines.storage import LocalFolder, RemoteFolder
 from pipelines.train.files import FAILURES
 
 _LINE_CHARS = 300
-_DEATHS = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "WorkerCrashedError")
+_DEATHS = ("RayActorError", "NodeDiedError", "WorkerCrashedError")
 _DEAD, _HUNG = "its process or node died", "does not answer"
 
 
@@ -50,7 +50,7 @@ class Failure:
 
 def note_failure(storage: LocalFolder | RemoteFolder, errors: Mapping[int, BaseException]) -> None:
     """Write down what the workers of these ranks have raised, or died of."""
-    causes = {rank: getattr(error, "cause", None) or error for rank, error in errors.items()}
+    causes = {rank: _cause(error) for rank, error in errors.items()}
     finals = [cause for cause in causes.values() if isinstance(cause, NAFNetError)]
     note = {
         "time": time.time(),
@@ -78,8 +78,15 @@ def read_failures(run: LocalFolder | RemoteFolder | Path) -> list[Failure]:
     ]
 
 
+def _cause(error: BaseException) -> BaseException:
+    """The worker's own exception inside what Ray wraps it in, if there is one."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
 def _one_line(error: BaseException) -> str:
-    if type(error).__name__ in _DEATHS:  # Ray's own, whose import would take the command seconds
-        return f"{_DEAD} ({type(error).__name__})"
+    # By name: Ray's import would take the command seconds.
+    if any(kind.__name__ in _DEATHS for kind in type(error).__mro__):
+        return _DEAD
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1].strip()[:_LINE_CHARS]
