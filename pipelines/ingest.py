@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,6 +150,22 @@ def _read_pair(
 def slice_numbers(span: Span, part: tuple[int, int], batches: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sample numbers of a rank's slice of the given batches of a span: (N,) → (N, slice)."""
     return span.start + batches[:, None] * span.batch + np.arange(*part)[None, :]
+
+
+class Begun:
+    """An iterator of batches of which the first is fetched on a thread, while something else goes on."""
+
+    def __init__(self, batches: Iterator[PatchBatch]) -> None:
+        self._batches = batches
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="first-batch")
+        self._first = self._pool.submit(next, batches, None)
+
+    def __iter__(self) -> Iterator[PatchBatch]:
+        first = self._first.result()
+        self._pool.shutdown()
+        if first is not None:
+            yield first
+            yield from self._batches
 
 
 class Stopwatch:

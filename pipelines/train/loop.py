@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from pipelines.config import RunConfig, StageSection
 from pipelines.files import write_json
-from pipelines.ingest import Span, Stopwatch
+from pipelines.ingest import Begun, Span, Stopwatch
 from pipelines.store import PairStore
 from pipelines.train.files import RESULT, STOP
 from pipelines.train.journal import Journal
@@ -23,6 +23,7 @@ _WARMUP_STEPS, _TIMED_STEPS = 2, 8
 _MIN_TRAINING_SHARE = 0.3  # of a budget in minutes, however long validating takes
 # Requests to stop are looked for at the same step on all ranks, so this counts steps and not seconds.
 _PEEK_EVERY_STEPS = 5
+_AHEAD_BATCHES = 64
 
 
 def spans(config: RunConfig, total_samples: int, start: int) -> list[Span]:
@@ -91,10 +92,16 @@ class _Run:
         """Take these steps, up to the run's end or a request to stop."""
         trainer, context = self._trainer, self._context
         self._score_what_was_missed()
-        for span in left:
+        begun = {}
+        for number, span in enumerate(left):
             watch = Stopwatch()
-            for batch in watch.over(context.batches(span)):
+            batches = begun.pop(number, None) or Begun(context.batches(span))
+            next_at = span.start + max(1, span.num_batches - _AHEAD_BATCHES) * span.batch
+            for batch in watch.over(iter(batches)):
                 result = trainer.step(batch, span.batch, self._end)
+                if number + 1 < len(left) and trainer.samples == next_at:
+                    # Readers take seconds to start: those of the next stage do it meanwhile.
+                    begun[number + 1] = Begun(context.batches(left[number + 1]))
                 self._journal.step(trainer, result, watch)
                 if any(trainer.samples - span.batch < mark <= trainer.samples for mark in self._marks):
                     self._validate()
