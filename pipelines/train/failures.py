@@ -18,7 +18,8 @@ from pipelines.storage import LocalFolder, RemoteFolder
 from pipelines.train.files import FAILURES
 
 _LINE_CHARS = 300
-_DEATHS = ("RayActorError", "NodeDiedError", "WorkerCrashedError")
+# By name: Ray's import would take the command seconds.
+_DEATHS = ("WorkerHealthCheckFailedError", "RayActorError", "NodeDiedError", "WorkerCrashedError")
 _DEAD, _HUNG = "its process or node died", "does not answer"
 
 
@@ -85,7 +86,6 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _one_line(error: BaseException) -> str:
-    # By name: Ray's import would take the command seconds.
     if any(kind.__name__ in _DEATHS for kind in type(error).__mro__):
         return _DEAD
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

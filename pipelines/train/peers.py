@@ -38,7 +38,7 @@ class Peers:
             if self._group is None or not _is_of_collective(error):
                 raise
             first()
-            raise PeerLostError(f"{self._missing()} ({_first_line(error)})") from error
+            raise PeerLostError(self._missing()) from error
 
     def _missing(self) -> str:
         try:
