@@ -82,6 +82,7 @@ def _run(trainer: Trainer, journal: Journal, left: list[Span], end: int, *, resu
             if trainer.steps % _PEEK_EVERY_STEPS == 0 and trainer.samples < end:
                 wants_stop, wants_save = _agree(context, config, saved_at)
                 if wants_save or wants_stop:
+                    journal.flush()
                     trainer.save()
                     saved_at = time.monotonic()
                 if wants_stop:
