@@ -24,7 +24,12 @@ _BUSY_TIMEOUT_S = 5.0
 _MLFLOW_TABLES = frozenset({"alembic_version", "experiments", "runs"})
 # MLflow's own are 120 s and seven retries with back-off, minutes for one call. It reads them in the
 # environment at each call, and nowhere else can they be given.
-_QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+_QUICK = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it prints the address whole, password and all
+}
+_WRAPPING = "'\"()"
 _quick_lock = threading.Lock()
 _quick_holders = 0
 _quick_set: list[str] = []
@@ -95,6 +100,9 @@ def quick_requests() -> Iterator[None]:
 def reason(error: BaseException, uri: str) -> str:
     """An error of MLflow's in one line, without what the store's address must not show."""
     address = uri.rstrip("/")
+    if "Caused by" in str(error):  # urllib3's: what happened stands at its end
+        what = str(error).strip().splitlines()[-1].rpartition(": ")[2]
+        return f"{public(address)}: {what.strip(_WRAPPING)}"
     lines = str(error).replace(address, public(address)).strip().splitlines() or [type(error).__name__]
     return lines[0][:150]
 

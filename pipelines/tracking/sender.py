@@ -98,6 +98,8 @@ class Sender:
         return True
 
     def _send(self) -> None:
+        # First: when the end is told, all rows before it are in the journal, but they may come meanwhile.
+        ending = self._state.now.ending
         if not self._is_open:
             self._open()
             self._is_open = True
@@ -107,7 +109,6 @@ class Sender:
         for picture in new_pictures(self._pictures, self._state.now.sent_picture):
             self._client.log_artifact(self._run_id, str(picture), artifact_path="pictures")
             self._state.save(sent_picture=picture.name)
-        ending = self._state.now.ending
         if ending is None:
             return
         for file in map(Path, ending.files):

@@ -100,8 +100,8 @@ class Tracker:
         pictures = len(new_pictures(self._pictures, state.sent_picture))
         parts = (
             ("its parameters", not state.opened),
-            (f"{rows} rows", rows),
-            (f"{pictures} pictures", pictures),
+            (f"{rows} row{'s' * (rows > 1)}", rows),
+            (f"{pictures} picture{'s' * (pictures > 1)}", pictures),
             ("its end", not state.ended),
         )
         return ", ".join(words for words, is_left in parts if is_left) or None
