@@ -101,8 +101,7 @@ def reason(error: BaseException, uri: str) -> str:
     """An error of MLflow's in one line, without what the store's address must not show."""
     address = uri.rstrip("/")
     if "Caused by" in str(error):  # urllib3's: what happened stands at its end
-        what = str(error).strip().splitlines()[-1].rpartition(": ")[2]
-        return f"{public(address)}: {what.strip(_WRAPPING)}"
+        return str(error).strip().splitlines()[-1].rpartition(": ")[2].strip(_WRAPPING)
     lines = str(error).replace(address, public(address)).strip().splitlines() or [type(error).__name__]
     return lines[0][:150]
 
