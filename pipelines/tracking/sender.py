@@ -159,7 +159,8 @@ class Sender:
             self._client.log_batch(self._run_id, params=params[start : start + _MOST_PARAMS])
         tags = [RunTag(key, value[:_TAG_CHARS]) for key, value in self._opening.tags.items()]
         self._client.log_batch(self._run_id, tags=tags)
-        have = {(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs}
+        known = run.inputs.dataset_inputs if run.inputs else []
+        have = {(entry.dataset.name, entry.dataset.digest) for entry in known}
         inputs = [
             entry
             for entry in dataset_inputs(self._opening.data_sets)

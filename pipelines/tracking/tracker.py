@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nafnet_core import CapabilityError
 from pipelines.tracking.client import reason
+from pipelines.tracking.events import EventFile
 from pipelines.tracking.opening import Opening
 from pipelines.tracking.rows import Row, read_rows, rows_from, within
 from pipelines.tracking.sender import Sender, new_pictures
@@ -42,7 +43,6 @@ class Tracker:
             CapabilityError: a new run could not be made.
         """
         from mlflow.exceptions import MlflowException
-        from tensorboardX import SummaryWriter
 
         self._sender = Sender(client, self._state, self._journal, self._pictures, opening)
         try:
@@ -60,7 +60,7 @@ class Tracker:
         folder = self._run_dir / "tensorboard"
         # TensorBoard drops what an attempt that was killed drew beyond: it is drawn again.
         purge_step = max(steps, default=-1) + 1 if folder.exists() else None
-        self._events = SummaryWriter(str(folder), purge_step=purge_step)
+        self._events = EventFile(folder, purge_step=purge_step)
 
     def pump(self) -> list[Row]:
         """Draw what is new in the journal and among the pictures; returns the rows."""
@@ -68,7 +68,7 @@ class Tracker:
         while rows := rows_from(self._journal, self._drawn):
             for row in rows:
                 for name, value in row.metrics.items():
-                    self._events.add_scalar(name, value, row.samples, walltime=row.time_s)
+                    self._events.scalar(name, value, row.samples, row.time_s)
             self._drawn = rows[-1].end
             new += rows
         pictures = new_pictures(self._pictures, self._drawn_picture)
@@ -116,7 +116,5 @@ class Tracker:
 
         with Image.open(path) as image:
             pixels_hwc_u8 = np.asarray(image.convert("RGB"))
-        self._events.add_image(
-            _PICTURE_TAG, pixels_hwc_u8, int(path.stem), walltime=path.stat().st_mtime, dataformats="HWC"
-        )
+        self._events.picture(_PICTURE_TAG, pixels_hwc_u8, int(path.stem), path.stat().st_mtime)
         self._drawn_picture = path.name

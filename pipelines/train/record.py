@@ -20,14 +20,17 @@ def opening(config: RunConfig, client: MlflowClient, workspace: Workspace) -> Op
     """Parameters, tags and data sets of a run."""
     data_sets = tuple(_data_sets(config))
     all_digests = data_digests(config.data, plan_for(config.data, seed=config.seed))
-    digests = {f"{data.context}_digest.{number}": data.digest for number, data in enumerate(data_sets)}
+    # Whole: MLflow's own field for a data set's digest holds half of it.
+    digests = {
+        "data.val_digest" if data.context == "validation" else f"data.train.{number}.digest": data.digest
+        for number, data in enumerate(data_sets)
+    }
     return Opening(
         experiment_id=lambda: make_experiment(client, config.tracking.experiment, workspace),
         name=config.name,
         params={
             **flattened(config.model_dump(mode="json")),
             "num_parameters": build_model(config.model).num_parameters,
-            # Whole: MLflow's own field for a data set's digest holds half of it.
             **digests,
         },
         tags={

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nafnet_core import CapabilityError
 from pipelines.tracking import TRACKING, DataSet, Opening, Tracker, make_experiment, mlflow_client
@@ -72,6 +73,15 @@ def _wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def _events(run_dir: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    return events.Reload()
+
+
+def _drawn(run_dir: Path) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in _events(run_dir).Scalars("loss")]
 
 
 def _refuse(*args: object, **kwargs: object) -> None:
@@ -200,13 +210,13 @@ def test_pictures_are_sent_once_each_as_they_appear(
 def test_tensorboard_gets_the_same_curves_and_the_pictures_once(
     client: MlflowClient, workspace: Workspace, tmp_path: Path
 ) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     tracker = _tracker(client, workspace, tmp_path)
     for samples in (4, 8):
         _append(tmp_path, samples, loss=samples / 2)
     _picture(tmp_path, 8, 100)
     tracker.pump()
+    # Whole in the file already: a kill now would leave no curve a point short.
+    assert _drawn(tmp_path) == [(4, 2.0), (8, 4.0)]
     before = (tmp_path / TRACKING).read_text()
     _append(tmp_path, 12, loss=6.0)
     tracker.finish("KILLED", wait_s=20)
@@ -218,10 +228,8 @@ def test_tensorboard_gets_the_same_curves_and_the_pictures_once(
     _append(tmp_path, 16, loss=8.0)
     _picture(tmp_path, 16, 200)
     again.finish("FINISHED", wait_s=20)
-    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(4, 2.0), (8, 4.0), (12, 6.0), (16, 8.0)]
-    pictures = events.Images("val/before_after")
+    assert _drawn(tmp_path) == [(4, 2.0), (8, 4.0), (12, 6.0), (16, 8.0)]
+    pictures = _events(tmp_path).Images("val/before_after")
     assert [(picture.step, picture.width, picture.height) for picture in pictures] == [(8, 6, 4), (16, 6, 4)]
 
 

@@ -150,7 +150,7 @@ def test_a_finished_run_sends_what_its_server_has_not_got(store: Path, tmp_path:
     assert recorded.info.status == "FINISHED" and recorded.data.metrics == {"train/psnr_db": 20.5}
     assert recorded.data.params["optim.lr"] == "0.001" and int(recorded.data.params["num_parameters"]) > 100
     digest = read_manifest(store).digest
-    assert recorded.data.params["training_digest.0"] == recorded.data.tags["nafnet.store_digests"] == digest
+    assert recorded.data.params["data.train.0.digest"] == recorded.data.tags["nafnet.store_digests"] == digest
     assert [entry.dataset.digest for entry in recorded.inputs.dataset_inputs] == [digest[:36]]
     assert {file.path for file in client.list_artifacts(result.mlflow_run_id)} == {CONFIG, "pictures"}
     with pytest.raises(InputError, match=r"finished already.*--name"):
