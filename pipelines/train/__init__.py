@@ -3,9 +3,9 @@
     nafnet train --config gopro_width32 --data stores/gopro/train --val stores/gopro/test
     nafnet train --config mobile --data store/ --set budget.minutes=3      # a laptop
 
-`checks.py` and `driver.py` run where the command does: they refuse what cannot be, start the workers, send
-their journal to MLflow and TensorBoard, and turn Ctrl-C into a checkpoint. `worker.py`, `loop.py`,
-`trainer.py`, `journal.py` and `validation.py` run in the workers.
+`checks.py`, `record.py` and `driver.py` run where the command does: they refuse what cannot be, start the
+workers, send their journal to MLflow and TensorBoard, and turn Ctrl-C into a checkpoint. `worker.py`,
+`loop.py`, `trainer.py`, `journal.py` and `validation.py` run in the workers.
 """
 
 from pipelines.train.checks import check

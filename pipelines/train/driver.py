@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import platform
 import shutil
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from pipelines.ingest import data_digests, plan_for
 from pipelines.pictures import training_curves
 from pipelines.storage import LocalFolder, RemoteFolder, folder
 from pipelines.store import read_manifest
-from pipelines.tracking import Row, Tracker, git_commit, make_experiment, mlflow_client
+from pipelines.tracking import Row, Tracker, mlflow_client
 from pipelines.train.checks import (
     check,
     check_resources,
@@ -34,8 +32,8 @@ from pipelines.train.checks import (
 from pipelines.train.failures import read_failures
 from pipelines.train.files import CONFIG, FAILURES, METRICS, RESULT, STOP
 from pipelines.train.mirror import Mirror
+from pipelines.train.record import opening
 from pipelines.train.stopping import stop_requests
-from pipelines.train.trainer import build_model
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -44,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PUMP_EVERY_S = 1.0
+# For the tracking server to take what is left. Who stops a run may have little time to give it.
+_WAIT_S, _WAIT_STOPPED_S = 60.0, 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +97,11 @@ def run(
     if mirror is not None:
         mirror.pull()
     claim(config, run_dir)
+    tracker = Tracker(run_dir, run_dir / METRICS)
     if (run_dir / RESULT).exists():
-        raise InputError(
-            "this run is finished already", file=run_dir, fix="Give the new run another name with --name"
-        )
-    client = mlflow_client(workspace, config.tracking.uri)
-    tracker = Tracker(client, run_dir, run_dir / METRICS)
-    experiment = make_experiment(client, config.tracking.experiment, workspace)
+        return _send_rest(config, workspace, run_dir, tracker)
+    # A new run finds out now that its server's address is wrong; one that goes on can do without it.
+    client = mlflow_client(workspace, config.tracking.uri, must_answer=tracker.run_id is None)
     (run_dir / STOP).unlink(missing_ok=True)
     storage.below(FAILURES).remove()
     shutil.rmtree(run_dir / FAILURES, ignore_errors=True)
@@ -116,11 +114,7 @@ def run(
         write_json(run_dir / CONFIG, config.model_dump(mode="json"))
         if mirror is not None:
             mirror.begin()
-        params = {
-            **config.model_dump(mode="json"),
-            "num_parameters": build_model(config.model).num_parameters,
-        }
-        run_id = tracker.start(experiment, config.name, params, _tags(config))
+        tracker.start(client, opening(config, client, workspace))
 
         told = 0
 
@@ -143,10 +137,10 @@ def run(
                 if (error := failure.error()) is not None:
                     raise error
         except BaseException:
-            tracker.finish("FAILED")
+            tracker.finish("FAILED", wait_s=_WAIT_STOPPED_S)
             raise
         if request.exit_code is not None and not (run_dir / RESULT).exists():
-            tracker.finish("KILLED")
+            tracker.finish("KILLED", wait_s=_WAIT_STOPPED_S)
             raise StoppedError(
                 f"stopped; all state is saved in {storage}",
                 exit_code=request.exit_code,
@@ -154,7 +148,28 @@ def run(
             )
         if mirror is not None:
             mirror.pull_checkpoints()
-        return _conclude(config, run_dir, tracker, run_id)
+        return _conclude(config, run_dir, tracker)
+
+
+def _send_rest(config: RunConfig, workspace: Workspace, run_dir: Path, tracker: Tracker) -> TrainResult:
+    """Send what the tracking server has not got of a finished run.
+
+    Raises:
+        InputError: it has everything.
+        CapabilityError: it is away.
+    """
+    left = tracker.unsent()
+    if left is None:
+        raise InputError(
+            "this run is finished already", file=run_dir, fix="Give the new run another name with --name"
+        )
+    client = mlflow_client(workspace, config.tracking.uri)
+    log.warning("this run is finished already; sending to the tracking server what it has not got: %s", left)
+    tracker.start(client, opening(config, client, workspace))
+    result = _conclude(config, run_dir, tracker)
+    if left := tracker.unsent():
+        raise CapabilityError("the tracking server did not take all of it", got=f"left: {left}")
+    return result
 
 
 def _storage(config: RunConfig, run_dir: Path) -> tuple[LocalFolder | RemoteFolder, Mirror | None]:
@@ -240,7 +255,7 @@ def _trainer(
     )
 
 
-def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -> TrainResult:
+def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker) -> TrainResult:
     ledger = CheckpointLedger(run_dir)
     best = ledger.best()
     assert best is not None, "a finished run has a checkpoint"
@@ -249,11 +264,12 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -
     pictures = sorted((run_dir / "pictures").glob("0*.png"))[-1:]
     curves = training_curves(run_dir / "pictures" / "curves.png", rows, title=config.name)
     pictures += [] if curves is None else [curves]
-    tracker.finish("FINISHED", [*pictures, run_dir / CONFIG])
+    tracker.finish("FINISHED", [*([] if curves is None else [curves]), run_dir / CONFIG], wait_s=_WAIT_S)
+    assert tracker.run_id is not None
     return TrainResult(
         run_dir=run_dir,
         weights=ledger.weights(best),
-        mlflow_run_id=run_id,
+        mlflow_run_id=tracker.run_id,
         samples=ledger.entries()[-1].samples,
         psnr_db=best.psnr_db,
         gain_db=gains.get(best.samples),
@@ -270,16 +286,6 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -
 def _median(rows: list[Row], name: str) -> float:
     values = sorted(row.metrics[name] for row in rows if name in row.metrics)
     return values[len(values) // 2] if values else 0.0
-
-
-def _tags(config: RunConfig) -> dict[str, str]:
-    tags = {
-        "nafnet.host": socket.gethostname(),
-        "nafnet.processor": platform.processor() or platform.machine(),
-        "nafnet.store_digests": ",".join(data_digests(config.data, plan_for(config.data, seed=config.seed))),
-    }
-    commit = git_commit()
-    return {**tags, **({"mlflow.source.git.commit": commit} if commit else {})}
 
 
 def _explained(error: BaseException, run_dir: Path) -> BaseException:

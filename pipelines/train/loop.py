@@ -9,6 +9,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from nafnet_core import CapabilityError
 from pipelines.config import RunConfig, StageSection
 from pipelines.files import write_json
 from pipelines.ingest import Begun, Span, Stopwatch
@@ -73,6 +74,10 @@ def train(config: RunConfig, context: TrainContext) -> None:
         try:
             with Peers().named(first=run.rescue):
                 run.over(left)
+        except OSError as error:  # a full disk
+            raise CapabilityError(
+                error.strerror or str(error), file=error.filename, fix="The same command goes on from there"
+            ) from error
         finally:
             trainer.saver.wait()
         trainer.saver.close()
@@ -121,6 +126,7 @@ class _Run:
     def rescue(self) -> None:
         """Keep the steps that are done, another worker being lost: after each all have the same weights."""
         if self._saved_samples != self._trainer.samples:
+            self._journal.flush()
             self._trainer.save()
             self._trainer.saver.wait()
 
@@ -134,6 +140,7 @@ class _Run:
 
     def _save(self, psnr_db: float | None = None) -> None:
         saver = self._trainer.saver
+        self._journal.flush()
         self._trainer.save(psnr_db)
         self._saved_at, self._saved_samples = time.monotonic(), self._trainer.samples
         self._journal.write(self._trainer.samples, {"checkpoint/stopped_s": saver.stopped_s})

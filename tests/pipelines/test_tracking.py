@@ -1,89 +1,23 @@
-"""MLflow on a real SQLite data base: nothing lost, nothing twice, nobody else's data base touched."""
+"""A client on MLflow's store: others' data bases left alone, no password shown, no setting left behind."""
 
 from __future__ import annotations
 
-import json
+import os
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 
 from nafnet_core import CapabilityError, InputError
-from pipelines import tracking
-from pipelines.tracking import Tracker, check_database, flattened, make_experiment, mlflow_client
+from pipelines.tracking import check_database, client, flattened, machine_tags, mlflow_client
+from pipelines.tracking.client import quick_requests, reason
 from pipelines.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return Workspace(tmp_path_factory.mktemp("workspace"))
-
-
-def _append(journal: Path, samples: int, **metrics: float) -> None:
-    with journal.open("a") as file:
-        file.write(json.dumps({"time": 1e9 + samples, "samples": samples, "metrics": metrics}) + "\n")
-
-
-def test_a_restart_goes_on_in_the_same_run_and_sends_each_row_once(
-    workspace: Workspace, tmp_path: Path
-) -> None:
-    client = mlflow_client(workspace)
-    experiment = make_experiment(client, "tracking", workspace)
-    journal = tmp_path / "metrics.jsonl"
-    first = Tracker(client, tmp_path, journal)
-    run_id = first.start(experiment, "run", {"a": {"b": 1}}, {"tag": "x"})
-    _append(journal, 8, loss=1.0)
-    assert [row.samples for row in first.pump()] == [8]
-    # Half a line: its writer was killed or is not done yet.
-    with journal.open("a") as file:
-        file.write('{"time": 1000000016, "sam')
-    assert first.pump() == []
-    with journal.open("a") as file:
-        file.write('ples": 16, "metrics": {"loss": 0.5}}\n')
-
-    second = Tracker(client, tmp_path, journal)
-    assert second.start(experiment, "run", {}, {}) == run_id
-    assert [row.samples for row in second.pump()] == [16]
-    second.finish("FINISHED")
-    history = client.get_metric_history(run_id, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [(8, 1.0), (16, 0.5)]
-    run = client.get_run(run_id)
-    assert run.data.params == {"a.b": "1"} and run.info.status == "FINISHED"
-
-
-def test_a_server_that_is_away_loses_nothing(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = mlflow_client(workspace)
-    journal = tmp_path / "metrics.jsonl"
-    tracker = Tracker(client, tmp_path, journal)
-    run_id = tracker.start(make_experiment(client, "tracking", workspace), "away", {}, {})
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise ConnectionError("connection refused")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(client, "log_batch", refuse)
-        for samples in (1, 2):
-            _append(journal, samples, loss=float(samples))
-            assert [row.samples for row in tracker.pump()] == [samples]
-    _append(journal, 3, loss=3.0)
-    tracker.finish("FINISHED")
-    assert [metric.step for metric in client.get_metric_history(run_id, "loss")] == [1, 2, 3]
-
-
-def test_tensorboard_gets_the_same_curve(workspace: Workspace, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    client = mlflow_client(workspace)
-    tracker = Tracker(client, tmp_path, tmp_path / "metrics.jsonl")
-    tracker.start(make_experiment(client, "tracking", workspace), "events", {}, {})
-    for samples in (4, 8):
-        _append(tmp_path / "metrics.jsonl", samples, loss=samples / 2)
-    tracker.finish("FINISHED")
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(4, 2.0), (8, 4.0)]
 
 
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
@@ -108,7 +42,7 @@ def test_a_locked_database_is_told(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow_client(workspace)
-    monkeypatch.setattr(tracking, "_BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(client, "_BUSY_TIMEOUT_S", 0.1)
     holder = sqlite3.connect(workspace.database)
     holder.execute("BEGIN EXCLUSIVE")
     try:
@@ -128,3 +62,58 @@ def test_flattened_keys_are_dotted_and_lists_numbered() -> None:
         "stages.0.patch_px": 128,
         "stages.1.patch_px": 256,
     }
+
+
+def test_a_server_that_is_not_there_is_told_soon_and_without_its_password(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9/")
+    begin = time.monotonic()
+    with pytest.raises(CapabilityError, match=r"does not answer: 'http://me@127\.0\.0\.1:9/'") as told:
+        mlflow_client(workspace)
+    assert time.monotonic() - begin < 20
+    assert "secret" not in str(told.value) and "Connection refused" in str(told.value)
+    # A run that goes on can wait for it.
+    mlflow_client(workspace, must_answer=False)
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+
+
+def test_a_password_in_the_recipe_is_refused(workspace: Workspace) -> None:
+    with pytest.raises(InputError, match="password in tracking.uri") as told:
+        mlflow_client(workspace, "postgresql://me:secret@host/mlflow")
+    assert "secret" not in str(told.value)
+
+
+def test_a_library_s_error_shows_no_password() -> None:
+    uri = "http://me:secret@host:5000/"
+    error = ConnectionError("API request to http://me:secret@host:5000/api/2.0 failed\nmore")
+    assert reason(error, uri) == "API request to http://me@host:5000/api/2.0 failed"
+    assert reason(TimeoutError(), uri) == "TimeoutError"
+
+
+def test_short_calls_are_for_those_inside_and_the_users_own_setting_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    with quick_requests():
+        with quick_requests():
+            assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+
+
+def test_the_machine_is_told_in_words_that_say_something() -> None:
+    tags = machine_tags()
+    assert all(tags.values())
+    assert tags["nafnet.processor"] not in ("x86_64", "aarch64")
+    assert int(tags["nafnet.cores"]) >= 1 and float(tags["nafnet.ram_gib"]) > 0.1
+    assert {"nafnet.torch", "nafnet.ray", "nafnet.mlflow", "nafnet.python", "nafnet.gpus"} <= set(tags)
+    assert tags["mlflow.user"] and tags["mlflow.source.name"] == "nafnet train"
+    if "mlflow.source.git.commit" in tags:  # not in a wheel
+        assert len(tags["mlflow.source.git.commit"]) == 40
+        assert tags["mlflow.source.git.dirty"] in ("true", "false")

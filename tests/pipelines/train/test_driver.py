@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.connect import connect
 from nafnet_core import CapabilityError, InputError
@@ -17,11 +19,13 @@ from pipelines.png import encode_png
 from pipelines.prepare import PrepareConfig
 from pipelines.prepare import run as prepare
 from pipelines.sources import FolderPairs, SharpPhotos
+from pipelines.store import read_manifest
 from pipelines.synth import SynthConfig
 from pipelines.synth import run as synth
-from pipelines.tracking import TRACKING
+from pipelines.tracking import TRACKING, mlflow_client
 from pipelines.train import checks, driver
-from pipelines.train.files import CONFIG, METRICS
+from pipelines.train.files import CONFIG, METRICS, RESULT
+from pipelines.train.trainer import TrainContext, Trainer
 from pipelines.workspace import Workspace
 from tests.pipelines.pairs import piece
 
@@ -116,6 +120,41 @@ def test_a_run_that_never_began_does_not_keep_its_name(store: Path, tmp_path: Pa
     write_json(run_dir / TRACKING, {"run_id": "of other values"})
     checks.claim(_config(store, optim={"lr": 0.5}), run_dir)
     assert list(run_dir.iterdir()) == []
+
+
+def test_a_finished_run_sends_what_its_server_has_not_got(store: Path, tmp_path: Path) -> None:
+    workspace, config = Workspace(tmp_path), _config(store)
+    run_dir = workspace.run_dir(config.name)
+    run_dir.mkdir(parents=True)
+    context = TrainContext(
+        rank=0,
+        world_size=1,
+        device=torch.device("cpu"),
+        run_dir=run_dir,
+        batches=lambda span: iter(()),
+        epoch_samples=2,
+        store_digests=(),
+    )
+    trainer = Trainer(config, context)
+    trainer.samples = 64
+    trainer.save()
+    row = {"time": 1e9, "samples": 64, "metrics": {"train/psnr_db": 20.5}}
+    (run_dir / METRICS).write_text(json.dumps(row) + "\n")
+    write_json(run_dir / CONFIG, config.model_dump(mode="json"))
+    write_json(run_dir / RESULT, {"samples": 64, "skipped": 0})
+
+    result = train.run(config, workspace)
+    assert result.samples == 64
+    client = mlflow_client(workspace)
+    recorded = client.get_run(result.mlflow_run_id)
+    assert recorded.info.status == "FINISHED" and recorded.data.metrics == {"train/psnr_db": 20.5}
+    assert recorded.data.params["optim.lr"] == "0.001" and int(recorded.data.params["num_parameters"]) > 100
+    digest = read_manifest(store).digest
+    assert recorded.data.params["data.train.0.digest"] == recorded.data.tags["nafnet.store_digests"] == digest
+    assert [entry.dataset.digest for entry in recorded.inputs.dataset_inputs] == [digest[:36]]
+    assert {file.path for file in client.list_artifacts(result.mlflow_run_id)} == {CONFIG, "pictures"}
+    with pytest.raises(InputError, match=r"finished already.*--name"):
+        train.run(config, workspace)
 
 
 def test_the_users_own_error_is_found_inside_rays() -> None:
