@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from cluster.connect import connect
-from nafnet_core import CapabilityError, InputError, NAFNetError, StoppedError
+from nafnet_core import CapabilityError, InputError, StoppedError
 from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig
 from pipelines.files import make_folder, write_json
-from pipelines.ingest import data_digests, plan_for
 from pipelines.pictures import training_curves
 from pipelines.storage import LocalFolder, RemoteFolder, folder
 from pipelines.store import read_manifest
@@ -25,23 +21,22 @@ from pipelines.train.checks import (
     check,
     check_resources,
     claim,
-    cpus_a_worker,
     spare_room,
     warn_of_validation,
 )
 from pipelines.train.failures import read_failures
 from pipelines.train.files import CONFIG, FAILURES, METRICS, RESULT, STOP
+from pipelines.train.launch import fit, ray_trainer
 from pipelines.train.mirror import Mirror
 from pipelines.train.record import opening
 from pipelines.train.stopping import stop_requests
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipelines.train.beside import SpareRoom
+    pass
 
 log = logging.getLogger(__name__)
 
-_PUMP_EVERY_S = 1.0
 # For the tracking server to take what is left. Who stops a run may have little time to give it.
 _WAIT_S, _WAIT_STOPPED_S = 60.0, 8.0
 
@@ -131,8 +126,7 @@ def run(
             told = len(failures)
 
         try:
-            _fit(_trainer(config, run_dir, storage, spare_room(config)), run_dir, pump)
-            pump()
+            fit(ray_trainer(config, run_dir, storage, spare_room(config)), run_dir, pump)
             for failure in read_failures(run_dir):
                 if (error := failure.error()) is not None:
                     raise error
@@ -189,72 +183,6 @@ def _pull(mirror: Mirror, run_dir: Path) -> None:
         log.warning("the run's storage does not answer, trying again: %s", error)
 
 
-def _fit(trainer: Any, run_dir: Path, pump: Callable[[], None]) -> None:
-    """Run the workers, pumping the journal meanwhile."""
-    failures: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # carried over to the driver's own thread
-            failures.append(error)
-
-    # Not on the main thread: there Ray Train takes SIGINT for itself and aborts workers unsaved.
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_PUMP_EVERY_S)
-        pump()
-    if failures:
-        pump()
-        raise _explained(failures[0], run_dir)
-
-
-def _trainer(
-    config: RunConfig, run_dir: Path, storage: LocalFolder | RemoteFolder, spare: SpareRoom | None
-) -> Any:
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from pipelines.train.controller import FailureNotes
-    from pipelines.train.worker import Job, worker_main  # brings Ray Data
-
-    attempts = make_folder(run_dir / "ray")
-    scaling, plan = config.scaling, plan_for(config.data, seed=config.seed)
-    job = Job(
-        config=config.model_dump(mode="json"),
-        storage=storage,
-        is_shared=config.checkpoint.storage is None,
-        plan=plan,
-        digests=tuple(data_digests(config.data, plan)),
-        spare=spare,
-    )
-    is_elastic = not isinstance(scaling.num_workers, int)
-    # Ray counts how many workers fit by their own CPUs alone: they then hold their readers' as well.
-    cpus = cpus_a_worker(scaling) if is_elastic else scaling.cpus_per_worker
-    return TorchTrainer(
-        worker_main,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(
-            backend="nccl" if scaling.use_gpu else "gloo", timeout_s=math.ceil(scaling.timeout_s)
-        ),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.num_workers,
-            use_gpu=scaling.use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if scaling.use_gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            # Each attempt its own name: checkpoints are ours, Ray's snapshot of another must not count.
-            name=f"attempt-{sum(1 for _ in attempts.iterdir()):03d}",
-            storage_path=str(attempts),
-            failure_config=ray.train.FailureConfig(
-                max_failures=scaling.max_failures, max_preemption_failures=-1
-            ),
-            callbacks=[FailureNotes(storage)],
-        ),
-    )
-
-
 def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker) -> TrainResult:
     ledger = CheckpointLedger(run_dir)
     best = ledger.best()
@@ -286,20 +214,3 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker) -> TrainResult
 def _median(rows: list[Row], name: str) -> float:
     values = sorted(row.metrics[name] for row in rows if name in row.metrics)
     return values[len(values) // 2] if values else 0.0
-
-
-def _explained(error: BaseException, run_dir: Path) -> BaseException:
-    """The user's error inside what Ray wraps it in, if there is one."""
-    for inner in getattr(error, "worker_failures", {}).values():
-        cause = getattr(inner, "cause", inner)
-        if isinstance(cause, NAFNetError):
-            return cause
-    if isinstance(error, NAFNetError):
-        return error
-    noted = read_failures(run_dir)
-    return CapabilityError(
-        "training failed",
-        file=run_dir / "logs",
-        got=noted[-1].line() if noted else str(error).strip().splitlines()[-1][:200],
-        fix="Its cause is in the logs; the same command goes on from the last checkpoint",
-    )

@@ -23,7 +23,7 @@ from pipelines.store import read_manifest
 from pipelines.synth import SynthConfig
 from pipelines.synth import run as synth
 from pipelines.tracking import TRACKING, mlflow_client
-from pipelines.train import checks, driver
+from pipelines.train import checks, driver, launch
 from pipelines.train.files import CONFIG, METRICS, RESULT
 from pipelines.train.trainer import TrainContext, Trainer
 from pipelines.workspace import Workspace
@@ -161,7 +161,7 @@ def test_the_users_own_error_is_found_inside_rays() -> None:
     class WorkerGroupError(RuntimeError):
         worker_failures = {1: InputError("a missing or damaged shard", file="shard-00000.lmdb")}
 
-    error = driver._explained(WorkerGroupError("wrapped"), Path("run"))
+    error = launch._explained(WorkerGroupError("wrapped"), Path("run"))
     assert isinstance(error, InputError) and "shard-00000.lmdb" in str(error)
-    other = driver._explained(RuntimeError("line\nlast line"), Path("run"))
+    other = launch._explained(RuntimeError("line\nlast line"), Path("run"))
     assert isinstance(other, CapabilityError) and "last line" in str(other)
