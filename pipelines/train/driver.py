@@ -32,9 +32,6 @@ from pipelines.train.record import opening
 from pipelines.train.stopping import stop_requests
 from pipelines.workspace import Workspace
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 # For the tracking server to take what is left. Who stops a run may have little time to give it.
