@@ -46,6 +46,7 @@ def load_config(
     name: str | None = None,
     train: Sequence[Path | str] = (),
     val: Path | str | None = None,
+    init: str | None = None,
 ) -> RunConfig:
     """Read a recipe, apply stores, `key.path=value` overrides and the run's name, and check all of it.
 
@@ -54,6 +55,7 @@ def load_config(
         overrides: applied in their order, after the stores: `data.train.0.weight=2` is of the first of these.
         name: of the run; None leaves the recipe's.
         train, val: stores in place of the recipe's; what is empty or None is left as it is.
+        init: MODEL whose weights the run begins with, in place of the recipe's; None leaves that.
 
     Raises:
         InputError: no such recipe, bad YAML, an unknown key (the nearest valid one is named), or a value
@@ -71,6 +73,9 @@ def load_config(
     if name is not None:
         content["name"] = name
         origins["name"] = f"--name {name}"
+    if init is not None and isinstance(content.get("model"), dict):
+        content["model"]["init"] = init
+        origins["model.init"] = f"--init {init}"
     return parse_config(content, file=path, origins=origins)
 
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from nafnet_core.schedules import ScheduleKind
 from pipelines.config.base import Section
-from pipelines.config.data import DataSection
+from pipelines.config.data import DataSection, without_credentials
+from pipelines.urls import is_url
 
 PresetName = Literal["width32", "width64", "mobile"]
 # As `nafnet_core.losses.LOSSES`, whose import would cost every command a second.
 LossName = Literal["l1", "l2", "charbonnier", "psnr", "fft", "edge", "perceptual"]
+_WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+
+
+def _model(value: str | os.PathLike[str]) -> str:
+    """MODEL as `pipelines.models` takes it; a path is made absolute, a run's name stays one."""
+    text = without_credentials(value)
+    is_path = os.sep in text or text.endswith(_WEIGHTS_SUFFIXES)
+    return os.path.abspath(text) if is_path and not text.startswith("models:/") and not is_url(text) else text
 
 
 class ModelSection(Section):
@@ -24,6 +34,10 @@ class ModelSection(Section):
     enc_blk_nums: tuple[int, ...] | None = None
     middle_blk_num: int | None = Field(None, ge=0)
     dec_blk_nums: tuple[int, ...] | None = None
+    init: Annotated[str, BeforeValidator(_model), Field(min_length=1)] | None = None
+    """MODEL whose weights the run begins with, as far as they fit: a file, a run, `models:/NAME@ALIAS`."""
+    init_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of that weights file. A run fills it in when it begins; given in a recipe, it must be so."""
 
     @model_validator(mode="after")
     def _one_way(self) -> ModelSection:
@@ -35,6 +49,8 @@ class ModelSection(Section):
             )
         if self.preset is not None and any(given):
             raise ValueError("`preset` and the network's own numbers exclude each other")
+        if self.init_sha256 is not None and self.init is None:
+            raise ValueError("`init_sha256` belongs to `init`, which is not given")
         return self
 
 

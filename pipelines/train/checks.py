@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from nafnet_core import CapabilityError, InputError
+from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig
-from pipelines.ingest import check_blur, check_patches, plan_for
+from pipelines.ingest import check_blur, check_patches, data_digests, plan_for
 from pipelines.scenes import shared_scenes
 from pipelines.store import check_files, read_manifest, refuse_sharp_only
 from pipelines.tracking import TRACKING, flattened
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 
 # What may change between two attempts at one run without making it another run.
 _FREE_SECTIONS = {"scaling", "checkpoint", "tracking"}
-_SHOWN_KEYS = 4
+_INIT_SHA256 = "model.init_sha256"
+_SHOWN_KEYS, _SHOWN_DIGITS = 4, 12
 
 
 def check(config: RunConfig) -> None:
@@ -81,9 +83,12 @@ def warn_of_validation(config: RunConfig) -> None:
 
 
 def claim(config: RunConfig, run_dir: Path) -> None:
-    """Refuse to go on with a run of this name that was started with other values.
+    """Refuse to go on with a run of this name that was started with other values, or on other data.
 
     One that never came to its first step has nothing to protect, and makes room.
+
+    Raises:
+        InputError: the first few values, or digests of the data, are named.
     """
     path = run_dir / CONFIG
     if not path.exists():
@@ -94,6 +99,8 @@ def claim(config: RunConfig, run_dir: Path) -> None:
         return
     earlier = flattened(json.loads(path.read_text()))
     now = flattened(config.model_dump(mode="json"))
+    if now.get(_INIT_SHA256) is None:  # filled in when the run began
+        now[_INIT_SHA256] = earlier.get(_INIT_SHA256)
     changed = [
         key
         for key in sorted(now.keys() | earlier.keys())
@@ -106,6 +113,29 @@ def claim(config: RunConfig, run_dir: Path) -> None:
             expected=", ".join(f"{key}={earlier.get(key)}" for key in changed[:_SHOWN_KEYS]),
             got=", ".join(f"{key}={now.get(key)}" for key in changed[:_SHOWN_KEYS]),
             fix="Give the new run another name with --name",
+        )
+    _refuse_other_data(config, run_dir)
+
+
+def _refuse_other_data(config: RunConfig, run_dir: Path) -> None:
+    """The workers would refuse as well, after all of them have been started."""
+    ledger = CheckpointLedger(run_dir)
+    entries = ledger.entries()
+    state = ledger.folder / entries[-1].folder / "state.json" if entries else None
+    if state is None or not state.is_file():
+        return
+    try:
+        trained_on = json.loads(state.read_text())["digests"]
+    except (ValueError, KeyError):  # damaged: resuming goes back to the one before, and says so
+        return
+    given = data_digests(config.data, plan_for(config.data, seed=config.seed))
+    if trained_on != given:
+        raise InputError(
+            "this run was trained on other data",
+            file=run_dir,
+            expected=[digest[:_SHOWN_DIGITS] for digest in trained_on],
+            got=[digest[:_SHOWN_DIGITS] for digest in given],
+            fix="Give the same stores, or another --name for a new run",
         )
 
 

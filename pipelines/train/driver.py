@@ -22,6 +22,7 @@ from pipelines.store import read_manifest
 from pipelines.tracking import Row, Tracker, git_commit, make_experiment, mlflow_client
 from pipelines.train.checks import check, check_resources, claim, warn_of_validation
 from pipelines.train.files import CONFIG, METRICS, RESULT, STOP
+from pipelines.train.initial import with_initial_weights
 from pipelines.train.stopping import stop_requests
 from pipelines.train.trainer import build_model
 from pipelines.workspace import Workspace
@@ -83,6 +84,7 @@ def run(
         raise InputError(
             "this run is finished already", file=run_dir, fix="Give the new run another name with --name"
         )
+    config = with_initial_weights(config, workspace, run_dir)
     client = mlflow_client(workspace, config.tracking.uri)
     tracker = Tracker(client, run_dir, run_dir / METRICS)
     experiment = make_experiment(client, config.tracking.experiment, workspace)
