@@ -99,7 +99,7 @@ def _clock(seconds: float) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table on stdout."""
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+    drawn = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:

@@ -16,14 +16,18 @@ from pipelines.cli.shared import (
     AddressOption,
     JsonOption,
     WorkspaceOption,
+    counted,
     output_to,
     print_lines,
     score_table,
 )
+from pipelines.urls import public
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
+    from pipelines.config import RunConfig
     from pipelines.tracking import Row
+    from pipelines.train import TrainResult
 
 app = typer.Typer()
 
@@ -129,19 +133,48 @@ def train(
                     "data_wait": result.data_wait,
                     "num_workers": result.num_workers,
                     "pictures": [str(picture) for picture in result.pictures],
+                    **result.summary.to_dict(),
                 }
             )
             return
-    print_lines(f"{result.samples} samples at {result.samples_per_s:.1f}/s. Weights: {result.weights}")
-    if result.psnr_db is not None and result.gain_db is not None:
-        print_lines(
-            f"Validation on {result.num_val_images} images: {result.psnr_db:.2f} dB, "
-            f"{result.gain_db:+.2f} against the blurred input."
-        )
-        if result.gain_db <= 0:
-            print_lines("That is no gain yet: train longer, with a larger budget and another --name.")
+        _print_result(settings, place, result)
+
+
+def _print_result(settings: RunConfig, place: Workspace, result: TrainResult) -> None:
+    """The figures of a finished run, and where to go from there."""
+    from pipelines.store import read_manifest
+    from pipelines.tracking import tracking_uri
+
+    summary, best, val = result.summary, result.summary.best, settings.data.val
+    attempts = f" in {summary.attempts} attempts" if summary.attempts > 1 else ""
+    rows: list[tuple[str, str]] = [
+        ("samples", f"{summary.samples}, {summary.epochs:.3g} epochs"),
+        ("minutes", f"{summary.minutes:.1f}{attempts}"),
+        ("samples/s", f"{summary.samples_per_s:.1f} by {counted(result.num_workers, 'worker')}"),
+        ("waiting for data", f"{summary.data_wait:.1%}"),
+        ("skipped steps", f"{summary.skipped_steps}"),
+    ]
+    if best is not None and summary.last is not None and val is not None:
+        rows += [
+            ("best PSNR", f"{best.psnr_db:.2f} dB at {best.samples} of {summary.samples} samples"),
+            ("its gain over the blurred input", f"{best.gain_db or 0:+.2f} dB"),
+            ("its SSIM", "–" if best.ssim is None else f"{best.ssim:.4f}"),
+            ("last PSNR", f"{summary.last.psnr_db:.2f} dB at {summary.last.samples}"),
+            ("validation images", f"{result.num_val_images} of {read_manifest(val).num_pairs}, evenly spread"),
+        ]
+    rows.append(("MLflow run", result.mlflow_run_id))
+    console.table(f"Run {settings.name}", ["", ""], rows)
+    if best is not None and (best.gain_db or 0) <= 0:
+        print_lines("That is no gain yet: train longer, with a larger budget and another --name.")
+    uri = public(tracking_uri(place, settings.tracking.uri))
     print_lines(
-        *(f"  {picture}" for picture in result.pictures),
+        f"Weights{' of the best PSNR' if best else ''}: {result.weights}",
+        *(
+            f"{'Curves' if picture.stem == 'curves' else f'A photo at {best.samples} samples' if best else ''}:"
+            f" {picture}"
+            for picture in result.pictures
+        ),
+        f"Look at it: {f'mlflow ui --backend-store-uri {uri}' if uri.startswith('sqlite:') else uri}",
         f"Next: nafnet evaluate {settings.name} {val or 'TEST_STORE'}",
     )
 

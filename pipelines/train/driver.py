@@ -24,6 +24,7 @@ from pipelines.train.checks import check, check_resources, claim, warn_of_valida
 from pipelines.train.files import CONFIG, METRICS, RESULT, STOP
 from pipelines.train.initial import with_initial_weights
 from pipelines.train.stopping import stop_requests
+from pipelines.train.summary import Summary, summarize
 from pipelines.train.trainer import build_model
 from pipelines.workspace import Workspace
 
@@ -53,6 +54,8 @@ class TrainResult:
     """Share of the time that rank 0 waited for data."""
     num_workers: int
     pictures: tuple[Path, ...]
+    """The first validation image as the best checkpoint restores it, and the curves."""
+    summary: Summary
 
 
 def run(
@@ -177,8 +180,10 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -
     best = ledger.best()
     assert best is not None, "a finished run has a checkpoint"
     rows = tracker.read_all()
-    gains = {row.samples: row.metrics["val/gain_db"] for row in rows if "val/gain_db" in row.metrics}
-    pictures = sorted((run_dir / "pictures").glob("0*.png"))[-1:]
+    epoch_samples = plan_for(config.data, seed=config.seed).epoch_samples
+    summary = summarize(rows, best, epoch_samples=epoch_samples)
+    of_best = run_dir / "pictures" / f"{best.samples:010d}.png"
+    pictures = [of_best] if of_best.is_file() else []
     curves = training_curves(run_dir / "pictures" / "curves.png", rows, title=config.name)
     pictures += [] if curves is None else [curves]
     tracker.finish("FINISHED", [*pictures, run_dir / CONFIG])
@@ -188,20 +193,16 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker, run_id: str) -
         mlflow_run_id=run_id,
         samples=ledger.entries()[-1].samples,
         psnr_db=best.psnr_db,
-        gain_db=gains.get(best.samples),
+        gain_db=summary.best.gain_db if summary.best else None,
         num_val_images=0
         if config.data.val is None
         else min(config.validation.max_images, read_manifest(config.data.val).num_pairs),
-        samples_per_s=_median(rows, "train/samples_per_s"),
-        data_wait=_median(rows, "train/data_wait"),
+        samples_per_s=summary.samples_per_s,
+        data_wait=summary.data_wait,
         num_workers=config.scaling.num_workers,
         pictures=tuple(pictures),
+        summary=summary,
     )
-
-
-def _median(rows: list[Row], name: str) -> float:
-    values = sorted(row.metrics[name] for row in rows if name in row.metrics)
-    return values[len(values) // 2] if values else 0.0
 
 
 def _tags(config: RunConfig) -> dict[str, str]:

@@ -31,7 +31,8 @@ from pipelines.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-_SHOWN_NAMES = 3
+_SHOWN_NAMES = 2
+_CONVOLUTION_DIMS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class InitialWeights:
     missing: tuple[str, ...] = ()
     """Of the network, not in the file."""
     misshapen: tuple[str, ...] = ()
-    """In both, of another shape, or no dense floating point."""
+    """In both, of another shape: `NAME (shape in the file) for (shape of the network)`."""
     unexpected: tuple[str, ...] = ()
     """In the file, not of the network."""
 
@@ -131,7 +132,8 @@ def initial_network(config: RunConfig, workspace: Workspace) -> tuple[NAFNet, In
         and value.is_floating_point()
         and value.layout == torch.strided
     }
-    if not fitting:
+    # The last bias has three values in any network: that is no weights that fit.
+    if not any(value.dim() == _CONVOLUTION_DIMS for value in fitting.values()):
         raise InputError(
             "nothing of this model fits the network", file=weights,
             expected=f"tensors as {_described(own)}", got=_described(state) or "an empty file",
@@ -146,7 +148,11 @@ def initial_network(config: RunConfig, workspace: Workspace) -> tuple[NAFNet, In
         loaded=len(fitting),
         total=len(own),
         missing=tuple(name for name in own if name not in state),
-        misshapen=tuple(name for name in own if name in state and name not in fitting),
+        misshapen=tuple(
+            f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if name in state and name not in fitting
+        ),
         unexpected=tuple(name for name in state if name not in own),
     )
     return model, initial
