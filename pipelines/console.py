@@ -97,11 +97,13 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table on stdout."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, values_left: bool = False
+) -> None:
+    """Print a table on stdout; without a header where no column has a name. Numbers stand to the right."""
     drawn = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
+        drawn.add_column(column, justify="left" if index == 0 or values_left else "right")
     for row in rows:
         drawn.add_row(*("–" if cell is None else str(cell) for cell in row))
     Console(highlight=False).print(drawn)

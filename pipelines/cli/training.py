@@ -16,18 +16,15 @@ from pipelines.cli.shared import (
     AddressOption,
     JsonOption,
     WorkspaceOption,
-    counted,
     output_to,
     print_lines,
     score_table,
 )
-from pipelines.urls import public
+from pipelines.cli.train_tables import print_dry_run, print_result
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipelines.config import RunConfig
     from pipelines.tracking import Row
-    from pipelines.train import TrainResult
 
 app = typer.Typer()
 
@@ -85,6 +82,7 @@ def demo(
 
 @app.command(
     epilog="Examples: nafnet train --config mobile --data store --val test-store --name mine; "
+    "the same with --dry-run, to see what it would do; "
     "with a store of sharp photos: --data photos --set 'data.train.0.blur.kinds=\\[shake, defocus]'"
 )
 def train(
@@ -99,6 +97,10 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override, as optim.lr=5e-4; repeatable.")
     ] = None,
+    dry: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Tell what the run would do, and try two steps of each stage."),
+    ] = False,
     workspace: WorkspaceOption = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
@@ -116,6 +118,13 @@ def train(
         from pipelines import train as stage
 
         place = Workspace.find(workspace)
+        if dry:
+            trial = stage.dry_run(settings, place)
+            if output.as_json:
+                output.print_json({"recipe": settings.model_dump(mode="json"), **trial.to_dict()})
+            else:
+                print_dry_run(config, settings, trial)
+            return
         stage.check(settings)
         console.log_to(place.make().run_dir(settings.name) / "logs" / "driver.log")
         with _train_progress() as on_row:
@@ -137,46 +146,7 @@ def train(
                 }
             )
             return
-        _print_result(settings, place, result)
-
-
-def _print_result(settings: RunConfig, place: Workspace, result: TrainResult) -> None:
-    """The figures of a finished run, and where to go from there."""
-    from pipelines.store import read_manifest
-    from pipelines.tracking import tracking_uri
-
-    summary, best, val = result.summary, result.summary.best, settings.data.val
-    attempts = f" in {summary.attempts} attempts" if summary.attempts > 1 else ""
-    rows: list[tuple[str, str]] = [
-        ("samples", f"{summary.samples}, {summary.epochs:.3g} epochs"),
-        ("minutes", f"{summary.minutes:.1f}{attempts}"),
-        ("samples/s", f"{summary.samples_per_s:.1f} by {counted(result.num_workers, 'worker')}"),
-        ("waiting for data", f"{summary.data_wait:.1%}"),
-        ("skipped steps", f"{summary.skipped_steps}"),
-    ]
-    if best is not None and summary.last is not None and val is not None:
-        rows += [
-            ("best PSNR", f"{best.psnr_db:.2f} dB at {best.samples} of {summary.samples} samples"),
-            ("its gain over the blurred input", f"{best.gain_db or 0:+.2f} dB"),
-            ("its SSIM", "–" if best.ssim is None else f"{best.ssim:.4f}"),
-            ("last PSNR", f"{summary.last.psnr_db:.2f} dB at {summary.last.samples}"),
-            ("validation images", f"{result.num_val_images} of {read_manifest(val).num_pairs}, evenly spread"),
-        ]
-    rows.append(("MLflow run", result.mlflow_run_id))
-    console.table(f"Run {settings.name}", ["", ""], rows)
-    if best is not None and (best.gain_db or 0) <= 0:
-        print_lines("That is no gain yet: train longer, with a larger budget and another --name.")
-    uri = public(tracking_uri(place, settings.tracking.uri))
-    print_lines(
-        f"Weights{' of the best PSNR' if best else ''}: {result.weights}",
-        *(
-            f"{'Curves' if picture.stem == 'curves' else f'A photo at {best.samples} samples' if best else ''}:"
-            f" {picture}"
-            for picture in result.pictures
-        ),
-        f"Look at it: {f'mlflow ui --backend-store-uri {uri}' if uri.startswith('sqlite:') else uri}",
-        f"Next: nafnet evaluate {settings.name} {val or 'TEST_STORE'}",
-    )
+        print_result(settings, place, result)
 
 
 @contextmanager

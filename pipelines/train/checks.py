@@ -32,12 +32,15 @@ def check(config: RunConfig) -> None:
         raise InputError(
             "no training data", fix="Name a store with --data STORE, or in the recipe's data.train"
         )
+    check_numbers(config)
+    check_data(config)
+
+
+def check_numbers(config: RunConfig) -> None:
+    """What a recipe says by itself: its network, its loss, its patches. Raises `InputError`."""
     model = build_model(config.model)
     loss = build_loss(config, torch.device("cpu"))
-    check_blur(config.data)
-    plan_for(config.data, seed=config.seed)  # reads measured kernels
     for stage in config.stages:
-        check_patches(config.data, stage.patch_px)
         if stage.patch_px % model.config.stride_px:
             raise InputError(
                 "the patch does not fit the network",
@@ -52,23 +55,56 @@ def check(config: RunConfig) -> None:
         raise InputError(
             "the patch does not fit the loss", got=error, fix="Change stages.*.patch_px"
         ) from error
+
+
+def check_data(config: RunConfig) -> None:
+    """That the stores are whole, and have what the recipe asks of them. Raises `InputError`."""
+    check_blur(config.data)
+    if config.data.train:
+        plan_for(config.data, seed=config.seed)  # reads measured kernels
+    for stage in config.stages:
+        check_patches(config.data, stage.patch_px)
     for store in config.data.train:
         check_files(store.path)
     if config.data.val is not None:
+        manifest = read_manifest(config.data.val)
         fix = "Validate on pairs, as `nafnet synth` makes them"
-        refuse_sharp_only(config.data.val, read_manifest(config.data.val), fix=fix)
+        refuse_sharp_only(config.data.val, manifest, fix=fix)
+        if not manifest.num_pairs:
+            raise InputError("a validation store without pairs", file=config.data.val, fix=fix)
         check_files(config.data.val)
 
 
-def warn_of_validation(config: RunConfig) -> None:
-    if config.data.val is None:
+def check_precision(config: RunConfig, device: torch.device) -> None:
+    """Raise `CapabilityError` where a GPU has not the precision: CUDA then emulates it, at a crawl."""
+    if config.precision != "bf16" or device.type != "cuda":
         return
-    val = read_manifest(config.data.val)
+    with torch.cuda.device(device):
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise CapabilityError(
+                "this GPU has no bf16", got=torch.cuda.get_device_name(device), fix="Set precision=fp32"
+            )
+
+
+def warn(config: RunConfig) -> None:
+    """Log what is allowed, and hardly meant."""
+    slices = [-(-stage.batch // config.scaling.num_workers) for stage in config.stages]
+    if (config.scaling.micro_batch or 0) > max(slices):
+        log.warning(
+            "scaling.micro_batch=%d is more than a worker's slice of the batch, %d samples: it does nothing",
+            config.scaling.micro_batch, max(slices),
+        )  # fmt: skip
+    if config.data.val is not None:
+        _warn_of_validation(config, config.data.val)
+
+
+def _warn_of_validation(config: RunConfig, place: str) -> None:
+    val = read_manifest(place)
     for store in config.data.train:
         if val.digest == read_manifest(store.path).digest:
             log.warning("validation on the training data: its score says nothing of other photos")
             continue
-        num_shared, first = shared_scenes(config.data.val, store.path)
+        num_shared, first = shared_scenes(place, store.path)
         if num_shared:
             log.warning(
                 "%d of the %d scenes of the validation have the names of scenes in %s (the first: %r): if "

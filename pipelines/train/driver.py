@@ -20,7 +20,7 @@ from pipelines.ingest import data_digests, plan_for
 from pipelines.pictures import training_curves
 from pipelines.store import read_manifest
 from pipelines.tracking import Row, Tracker, git_commit, make_experiment, mlflow_client
-from pipelines.train.checks import check, check_resources, claim, warn_of_validation
+from pipelines.train.checks import check, check_resources, claim, warn
 from pipelines.train.files import CONFIG, METRICS, RESULT, STOP
 from pipelines.train.initial import with_initial_weights
 from pipelines.train.stopping import stop_requests
@@ -79,7 +79,7 @@ def run(
         StoppedError: Ctrl-C or SIGTERM; the state is saved.
     """
     check(config)
-    warn_of_validation(config)
+    warn(config)
     workspace.make()
     run_dir = make_folder(workspace.run_dir(config.name))
     claim(config, run_dir)

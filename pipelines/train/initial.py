@@ -88,20 +88,19 @@ def with_initial_weights(config: RunConfig, workspace: Workspace, run_dir: Path)
     if CheckpointLedger(run_dir).entries():
         digest = json.loads((run_dir / CONFIG).read_text())["model"].get("init_sha256")
         return _pinned(config, digest)
-    model, initial = initial_network(config, workspace)
+    initial = write_initial(config, workspace, run_dir)
     # A part is easily taken for the whole; the rest begins as in any new run.
     log.log(logging.INFO if initial.is_whole else logging.WARNING, "%s", initial.line(), extra=TOLD)
-    with written_aside(run_dir / INIT) as temporary:
-        save_model(model, temporary, metadata={"init": initial.label, "init_sha256": initial.digest})
     return _pinned(config, initial.digest)
 
 
-def initial_network(config: RunConfig, workspace: Workspace) -> tuple[NAFNet, InitialWeights]:
-    """The network that a run begins with: drawn by the run's seed, with the model's weights where they fit.
+def write_initial(config: RunConfig, workspace: Workspace, run_dir: Path) -> InitialWeights:
+    """Write the network that a run begins with: drawn by the run's seed, the model's weights where they fit.
 
     Args:
         config: with `model.init`.
         workspace: where runs and the registry are.
+        run_dir: the file goes there.
 
     Raises:
         InputError: there is no such model, it is damaged, nothing of it fits, or its digest is another than
@@ -142,7 +141,9 @@ def initial_network(config: RunConfig, workspace: Workspace) -> tuple[NAFNet, In
     if broken:
         raise InputError("weights that are not finite", file=weights, got=_first(broken))
     model.load_state_dict({**own, **fitting})
-    initial = InitialWeights(
+    with written_aside(run_dir / INIT) as temporary:
+        save_model(model, temporary, metadata={"init": label, "init_sha256": digest})
+    return InitialWeights(
         label=label,
         digest=digest,
         loaded=len(fitting),
@@ -155,7 +156,6 @@ def initial_network(config: RunConfig, workspace: Workspace) -> tuple[NAFNet, In
         ),
         unexpected=tuple(name for name in state if name not in own),
     )
-    return model, initial
 
 
 def load_initial(model: NAFNet, run_dir: Path) -> None:

@@ -14,6 +14,7 @@ import psutil
 from pipelines.config import RunConfig
 from pipelines.feeder import ray_batches
 from pipelines.plan import SamplePlan
+from pipelines.train.checks import check_precision
 from pipelines.train.loop import set_threads, train
 from pipelines.train.trainer import TrainContext
 
@@ -35,6 +36,7 @@ def worker_main(job: dict[str, Any]) -> None:
     if device.type == "cuda":
         import torch
 
+        check_precision(config, device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     context = TrainContext(
         rank=rank,
