@@ -64,7 +64,7 @@ def _said_of(picture: Path, summary: Summary) -> str:
 
 def print_dry_run(recipe: str, settings: RunConfig, trial: DryRun) -> None:
     """What a run would do, and what was tried of it here."""
-    from pipelines.train.dry_run import RATE_SHARES
+    from pipelines.train.trial import RATE_SHARES
 
     model, scaling = settings.model, settings.scaling
     optim = settings.optim

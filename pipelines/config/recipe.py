@@ -22,6 +22,7 @@ _PLAIN_WORDS = {
     "float_type": "a number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
+    "bool_parsing": "true or false",
     "tuple_type": "a list, as [a, b]",
     "too_short": "one or more",
     "string_pattern_mismatch": "letters, digits, dots, dashes and underscores, a letter or digit first",
@@ -66,6 +67,8 @@ def load_config(
         content = yaml.load(path.read_text(), _YamlLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError("not a YAML file", file=path, got=" ".join(str(error).split())[:150]) from error
+    if content is None:
+        raise InputError("an empty recipe", file=path, expected="model, budget and what else a run is")
     if not isinstance(content, dict):
         raise InputError("not a recipe", file=path, expected="a mapping", got=type(content).__name__)
     _put_stores(content, train, val)
@@ -185,7 +188,7 @@ def _list_index(place: Any, part: str, key: str) -> int | None:
 
 def _explained(error: ValidationError, file: str | Path) -> InputError:
     first = error.errors()[0]
-    location = ".".join(str(part) for part in first["loc"])
+    location = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)

@@ -11,6 +11,6 @@ their journal to MLflow and TensorBoard, and turn Ctrl-C into a checkpoint. `wor
 
 from pipelines.train.checks import check
 from pipelines.train.driver import TrainResult, run
-from pipelines.train.dry_run import DryRun, dry_run
+from pipelines.train.trial import DryRun, dry_run
 
 __all__ = ["DryRun", "TrainResult", "check", "dry_run", "run"]
