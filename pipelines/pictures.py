@@ -106,7 +106,7 @@ def curves(
     figure.suptitle(title)
     panels = figure.subplots(1, len(series), squeeze=False)[0]
     # One range for all, from the beginning on: panels of one run are read together.
-    end = max(samples for points in series.values() for samples, _ in points)
+    end = max((samples for points in series.values() for samples, _ in points), default=0)
     for axes, (name, points) in zip(panels, series.items(), strict=True):
         samples, values = np.array(points, dtype=float).reshape(-1, 2).T
         window = len(points) // _SMOOTHING_SHARE

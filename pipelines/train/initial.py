@@ -131,11 +131,17 @@ def write_initial(config: RunConfig, workspace: Workspace, run_dir: Path) -> Ini
         and value.is_floating_point()
         and value.layout == torch.strided
     }
+    misshapen = tuple(
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in state and name not in fitting
+    )
     # The last bias has three values in any network: that is no weights that fit.
     if not any(value.dim() == _CONVOLUTION_DIMS for value in fitting.values()):
+        got = _first(misshapen) or _first(list(state)) or "an empty file"
         raise InputError(
-            "nothing of this model fits the network", file=weights,
-            expected=f"tensors as {_described(own)}", got=_described(state) or "an empty file",
+            "nothing of this model fits the network", file=weights, got=got,
+            fix="Give the recipe the model's own numbers; `nafnet inspect MODEL` tells them",
         )  # fmt: skip
     broken = [name for name, value in fitting.items() if not bool(value.isfinite().all())]
     if broken:
@@ -149,11 +155,7 @@ def write_initial(config: RunConfig, workspace: Workspace, run_dir: Path) -> Ini
         loaded=len(fitting),
         total=len(own),
         missing=tuple(name for name in own if name not in state),
-        misshapen=tuple(
-            f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-            for name in own
-            if name in state and name not in fitting
-        ),
+        misshapen=misshapen,
         unexpected=tuple(name for name in state if name not in own),
     )
 
@@ -175,7 +177,3 @@ def _pinned(config: RunConfig, digest: str | None) -> RunConfig:
 def _first(names: Sequence[str]) -> str:
     rest = len(names) - _SHOWN_NAMES
     return ", ".join(names[:_SHOWN_NAMES]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _described(state: dict[str, torch.Tensor]) -> str:
-    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(state.items())[:_SHOWN_NAMES])

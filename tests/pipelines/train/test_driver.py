@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.connect import connect
 from nafnet_core import CapabilityError, InputError
@@ -17,11 +20,13 @@ from pipelines.png import encode_png
 from pipelines.prepare import PrepareConfig
 from pipelines.prepare import run as prepare
 from pipelines.sources import FolderPairs, SharpPhotos
+from pipelines.store import read_manifest
 from pipelines.synth import SynthConfig
 from pipelines.synth import run as synth
 from pipelines.tracking import TRACKING
 from pipelines.train import checks, driver
 from pipelines.train.files import CONFIG, METRICS
+from pipelines.train.trainer import TrainContext, Trainer
 from pipelines.workspace import Workspace
 from tests.pipelines.pairs import piece
 
@@ -107,6 +112,62 @@ def test_a_name_is_one_run(store: Path, tmp_path: Path) -> None:
     checks.claim(_config(store, scaling={"num_workers": 2}), run_dir)
     with pytest.raises(InputError, match=r"expected optim.lr=0.001, got optim.lr=0.5\).*--name"):
         checks.claim(_config(store, optim={"lr": 0.5}), run_dir)
+
+
+def test_a_store_that_was_made_anew_is_refused_before_workers_start(store: Path, tmp_path: Path) -> None:
+    config, run_dir = _config(store), tmp_path / "run"
+    run_dir.mkdir()
+    write_json(run_dir / CONFIG, config.model_dump(mode="json"))
+    (run_dir / METRICS).touch()
+    trainer = Trainer(
+        config,
+        TrainContext(
+            rank=0,
+            world_size=1,
+            device=torch.device("cpu"),
+            run_dir=run_dir,
+            batches=lambda span: iter(()),
+            epoch_samples=2,
+            store_digests=(read_manifest(store).digest,),
+        ),
+    )
+    trainer.save()
+    checks.claim(config, run_dir)
+    state = run_dir / "checkpoints" / "0000000000" / "state.json"
+    write_json(state, {**json.loads(state.read_text()), "digests": ["of-the-store-before"]})
+    with pytest.raises(InputError, match=r"trained on other data.*expected \['of-the-store'\].*--name"):
+        checks.claim(config, run_dir)
+    state.write_text("{")  # damaged: what resumes goes back to the one before
+    checks.claim(config, run_dir)
+
+
+def test_a_validation_store_without_pairs_is_refused(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_stores(_config(store), [], store)
+    train.check(config)
+    empty = read_manifest(store).model_copy(update={"shards": (), "num_pairs": 0})
+    monkeypatch.setattr(checks, "read_manifest", lambda place: empty)
+    with pytest.raises(InputError, match="a validation store without pairs"):
+        train.check(config)
+
+
+def test_a_micro_batch_beyond_a_workers_slice_is_told(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checks.warn(_config(store, scaling={"num_workers": 2, "micro_batch": 16}))
+    assert not caplog.records
+    checks.warn(_config(store, scaling={"num_workers": 2, "micro_batch": 17}))
+    assert "micro_batch=17 is more than a worker's slice of the batch, 16 samples" in caplog.text
+
+
+def test_a_gpu_without_bf16_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("torch.cuda.device", contextlib.nullcontext)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(CapabilityError, match="no bf16.*got Tesla T4.*precision=fp32"):
+        checks.check_precision(_config(store, precision="bf16"), gpu)
+    checks.check_precision(_config(store), gpu)
+    checks.check_precision(_config(store, precision="bf16"), torch.device("cpu"))
 
 
 def test_a_run_that_never_began_does_not_keep_its_name(store: Path, tmp_path: Path) -> None:
