@@ -14,8 +14,11 @@ import copy
 import json
 import logging
 import math
+import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +119,7 @@ class CheckpointLedger:
         make_folder(self.folder)
         folder = self.folder / f"{snapshot.samples:010d}"
         shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt that the ledger never named
-        with written_aside(folder) as temporary:
+        with written_aside(folder) as temporary, _os_errors():
             temporary.mkdir()
             save_model(snapshot.model, temporary / _MODEL, metadata=snapshot.metadata)
             if snapshot.ema is not None:
@@ -209,6 +212,18 @@ class CheckpointLedger:
         for entry in entries:
             if entry not in kept:
                 shutil.rmtree(self.folder / entry.folder, ignore_errors=True)
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Safetensors hides what the system says in the text of an error of its own."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _optimizer_tensors(model: NAFNet, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 ProgressCallback = Callable[[int, int], None]
 
 _PLAIN_EVERY_S = 10.0
+_BAR_COLUMNS = 24
+_WIDE_COLUMNS = 100  # below, a bar of a third, and no unit
+# `log.info(line, extra=TOLD)`: a remark that a person sees as well, as they see every warning.
+TOLD = {"told": True}
 # Progress and remarks go to stderr, so that stdout holds results only.
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -27,7 +30,11 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
-    """Yield `update(done, total, note="")`: a bar on a terminal, a line every ten seconds elsewhere."""
+    """Yield `update(done, total, note="")`: a bar on a terminal, a line every ten seconds elsewhere.
+
+    `note` is what is told beside, or several ways to tell it, the longest first: a terminal shows the first
+    that fits into its line. A `total` of 0 is not known yet.
+    """
     if _stderr.is_terminal:
         with _bar(label, unit) as update:
             yield update
@@ -35,14 +42,17 @@ def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
     last = time.monotonic() - _PLAIN_EVERY_S
     first: tuple[int, float] | None = None
 
-    def update(done: int, total: int, note: str = "") -> None:
+    def update(done: int, total: int, note: str | Sequence[str] = "") -> None:
         nonlocal first, last
         now = time.monotonic()
+        if not total:
+            return
         first = first or (done, now)  # a run that goes on does not start at 0
         if done >= total or now - last >= _PLAIN_EVERY_S:
             last = now
             left = (now - first[1]) / (done - first[0]) * (total - done) if done > first[0] else 0.0
-            words = (f"{label}: {done}/{total}", unit, note, f"{_clock(left)} left" if left >= 1 else "")
+            told = note if isinstance(note, str) else note[0]
+            words = (f"{label}: {done}/{total}", unit, told, f"{_clock(left)} left" if left >= 1 else "")
             say(" ".join(word for word in words if word))
 
     yield update
@@ -50,21 +60,35 @@ def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def _bar(label: str, unit: str) -> Iterator[Callable[..., None]]:
+    # Whatever does not fit is cut off at the note: a line that wraps is drawn anew below itself.
+    bar = BarColumn(bar_width=_BAR_COLUMNS)
+    note_column = Column(no_wrap=True, overflow="ellipsis")
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        bar,
+        TextColumn("{task.fields[count]}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[note]}", table_column=note_column),
+        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=len("0:00:00"))),
     )
-    with Progress(*columns, console=_stderr, transient=False) as bar:
-        task = bar.add_task(label, total=None, note="")
+    with Progress(*columns, console=_stderr, transient=False, refresh_per_second=4) as shown:
+        task = shown.add_task(label, total=None, note="", count="")
 
-        def update(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, note=note)
+        def update(done: int, total: int, note: str | Sequence[str] = "") -> None:
+            count = f"{done}/{total}" if total else ""
+            has_room = _stderr.width >= _WIDE_COLUMNS
+            bar.bar_width = _BAR_COLUMNS if has_room else _BAR_COLUMNS // 3
+            count += f" {unit}" if has_room and unit and total else ""
+            taken = len(label) + bar.bar_width + len(count) + len("00:00:00") + len(columns)
+            told = _fitting((note,) if isinstance(note, str) else note, _stderr.width - taken)
+            note_column.max_width = max(1, _stderr.width - taken)
+            shown.update(task, completed=done, total=total or None, count=count, note=told)
 
         yield update
+
+
+def _fitting(notes: Sequence[str], room: int) -> str:
+    """The first note of at most `room` characters; the last where none is so short."""
+    return next((note for note in notes if len(note) <= room), notes[-1])
 
 
 def _clock(seconds: float) -> str:
@@ -73,11 +97,13 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table on stdout."""
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, values_left: bool = False
+) -> None:
+    """Print a table on stdout; without a header where no column has a name. Numbers stand to the right."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
+        drawn.add_column(column, justify="left" if index == 0 or values_left else "right")
     for row in rows:
         drawn.add_row(*("–" if cell is None else str(cell) for cell in row))
     Console(highlight=False).print(drawn)
@@ -94,11 +120,17 @@ def log_to(path: Path) -> None:
     logging.captureWarnings(True)
 
 
+class _Remarks(logging.Handler):
+    """Lines on stderr, through the console that draws the progress line: they go above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING or getattr(record, "told", False):
+            say(f"nafnet: {record.getMessage()}")
+
+
 def warn_on_stderr() -> None:
-    """Show warnings of our own packages as lines on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("nafnet: %(message)s"))
-    handler.setLevel(logging.WARNING)
+    """Show warnings of our own packages, and what is `TOLD`, as lines on stderr."""
+    handler = _Remarks()
     for package in ("pipelines", "cluster", "nafnet_core"):
         logger = logging.getLogger(package)
         logger.handlers = [handler]

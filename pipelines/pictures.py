@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 _LABEL_PX, _GAP_PX = 28, 6
 _WHITE, _INK = 255, (40, 40, 40)
+_CURVES = {
+    "train/psnr_db": "PSNR of training patches, dB",
+    "train/lr": "learning rate",
+    "val/psnr_db": "validation PSNR, dB",
+}
 _SMOOTHING_SHARE = 20  # a running mean covers one part in so many of a curve
 
 
@@ -81,6 +86,7 @@ def curves(
     *,
     title: str,
     lines: Mapping[str, tuple[str, float]] | None = None,
+    marks: Sequence[float] = (),
 ) -> Path:
     """Draw each series of (samples, value) in a panel of its own and write a PNG.
 
@@ -91,6 +97,7 @@ def curves(
         series: title of the panel → its points.
         title: over all panels.
         lines: series → label and value of a level to compare with, dashed.
+        marks: samples where a run went on after a stop, dotted.
     """
     # The figure class and not pyplot, whose global state keeps figures alive.
     from matplotlib.figure import Figure
@@ -98,6 +105,8 @@ def curves(
     figure = Figure(figsize=(4.2 * len(series), 3.2), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(1, len(series), squeeze=False)[0]
+    # One range for all, from the beginning on: panels of one run are read together.
+    end = max((samples for points in series.values() for samples, _ in points), default=0)
     for axes, (name, points) in zip(panels, series.items(), strict=True):
         samples, values = np.array(points, dtype=float).reshape(-1, 2).T
         window = len(points) // _SMOOTHING_SHARE
@@ -110,10 +119,14 @@ def curves(
             axes.plot(*smooth, color="C0")
         else:
             axes.plot(samples, values, marker="." if len(points) < _SMOOTHING_SHARE else None)
+        for mark in marks:
+            axes.axvline(mark, linestyle=":", color="0.6", label="resumed" if mark == marks[0] else None)
         if name in (lines or {}):
             label, level = (lines or {})[name]
             axes.axhline(level, linestyle="--", color="0.4", label=label)
+        if marks or name in (lines or {}):
             axes.legend()
+        axes.set_xlim(0, 1.03 * max(end, 1))
         axes.set_xlabel("samples seen")
         axes.set_title(name)
         axes.grid(alpha=0.3)
@@ -124,20 +137,37 @@ def curves(
 
 
 def training_curves(path: Path, rows: Sequence[Row], *, title: str) -> Path | None:
-    """Draw a run's PSNR and learning rate from its journal; None where there is nothing to draw yet."""
-    shown = ("train/psnr_db", "train/lr", "val/psnr_db")
+    """Draw a run's PSNR and learning rate from its journal; None where there is nothing to draw yet.
+
+    Of steps that a killed run took again, the last ones are drawn.
+    """
+    rows, marks = _as_one(rows)
     series = {
-        name: [(row.samples, row.metrics[name]) for row in rows if name in row.metrics] for name in shown
+        label: [(row.samples, row.metrics[name]) for row in rows if name in row.metrics]
+        for name, label in _CURVES.items()
     }
-    series = {name: points for name, points in series.items() if points}
+    series = {label: points for label, points in series.items() if points}
     if not series:
         return None
     lines = {}
     validations = [row.metrics for row in rows if "val/gain_db" in row.metrics]
     if validations:
         last = validations[-1]
-        lines["val/psnr_db"] = ("blurred input", last["val/psnr_db"] - last["val/gain_db"])
-    return curves(path, series, title=title, lines=lines)
+        lines[_CURVES["val/psnr_db"]] = ("blurred input", last["val/psnr_db"] - last["val/gain_db"])
+    return curves(path, series, title=title, lines=lines, marks=marks)
+
+
+def _as_one(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
+    """A journal without the steps that were taken again, and the samples where attempts went on."""
+    kept: list[Row] = []
+    marks: list[int] = []
+    for row in rows:
+        if row.event in ("started", "resumed"):
+            kept = [earlier for earlier in kept if earlier.samples <= row.samples]
+            marks = [mark for mark in marks if mark < row.samples]
+            marks += [row.samples] if row.event == "resumed" else []
+        kept.append(row)
+    return kept, marks
 
 
 def _most_blurred(lq: NDArray[np.uint8], gt: NDArray[np.uint8], side: int) -> tuple[int, int]:

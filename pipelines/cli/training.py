@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from pipelines.cli.shared import (
     print_lines,
     score_table,
 )
+from pipelines.cli.train_tables import print_dry_run, print_result
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def demo(
 
 @app.command(
     epilog="Examples: nafnet train --config mobile --data store --val test-store --name mine; "
+    "the same with --dry-run, to see what it would do; "
     "with a store of sharp photos: --data photos --set 'data.train.0.blur.kinds=\\[shake, defocus]'"
 )
 def train(
@@ -88,9 +90,17 @@ def train(
     data: Annotated[list[str] | None, typer.Option(help="Store to train on, or its URL; repeatable.")] = None,
     val: Annotated[str | None, typer.Option(help="Store of whole images to validate on, or its URL.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; the same name goes on with it.")] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Weights to begin with: a file, a run, models:/NAME@ALIAS."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override, as optim.lr=5e-4; repeatable.")
     ] = None,
+    dry: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Tell what the run would do, and try two steps of each stage."),
+    ] = False,
     workspace: WorkspaceOption = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
@@ -99,7 +109,7 @@ def train(
     from pipelines.config import load_config
     from pipelines.store import read_manifest
 
-    settings = load_config(config, overrides or (), name=name, train=data or (), val=val)
+    settings = load_config(config, overrides or (), name=name, train=data or (), val=val, init=init)
     # Before torch and Ray are imported, which takes seconds.
     for store in (*(store.path for store in settings.data.train), settings.data.val):
         if store is not None:
@@ -108,6 +118,13 @@ def train(
         from pipelines import train as stage
 
         place = Workspace.find(workspace)
+        if dry:
+            trial = stage.dry_run(settings, place)
+            if output.as_json:
+                output.print_json({"recipe": settings.model_dump(mode="json"), **trial.to_dict()})
+            else:
+                print_dry_run(config, settings, trial)
+            return
         stage.check(settings)
         console.log_to(place.make().run_dir(settings.name) / "logs" / "driver.log")
         with _train_progress() as on_row:
@@ -125,45 +142,45 @@ def train(
                     "data_wait": result.data_wait,
                     "num_workers": result.num_workers,
                     "pictures": [str(picture) for picture in result.pictures],
+                    **result.summary.to_dict(),
                 }
             )
             return
-    print_lines(f"{result.samples} samples at {result.samples_per_s:.1f}/s. Weights: {result.weights}")
-    if result.psnr_db is not None and result.gain_db is not None:
-        print_lines(
-            f"Validation on {result.num_val_images} images: {result.psnr_db:.2f} dB, "
-            f"{result.gain_db:+.2f} against the blurred input."
-        )
-        if result.gain_db <= 0:
-            print_lines("That is no gain yet: train longer, with a larger budget and another --name.")
-    print_lines(
-        *(f"  {picture}" for picture in result.pictures),
-        f"Next: nafnet evaluate {settings.name} {val or 'TEST_STORE'}",
-    )
+        print_result(settings, place, result)
 
 
 @contextmanager
 def _train_progress() -> Iterator[Any]:
     """A progress line fed by the journal: samples of the budget, speed, PSNR, learning rate, data-wait."""
     with console.progress("train", "samples") as update:
-        total = 0
+        total, validated = 0, {}
+        update(0, 0, "starting the workers")
 
         def on_row(row: Row) -> None:
-            nonlocal total
+            nonlocal total, validated
             total = int(row.metrics.get("total_samples", total))
-            note = "".join(
-                form.format(row.metrics[name])
-                for name, form in (
-                    ("train/samples_per_s", "{:.1f}/s"),
-                    ("train/psnr_db", " patches {:.2f} dB"),
-                    ("train/lr", " lr {:.2g}"),
-                    ("train/data_wait", " data-wait {:.1%}"),
-                    ("val/psnr_db", "validation {:.2f} dB"),
-                    ("val/gain_db", " ({:+.2f})"),
-                )
-                if name in row.metrics
-            )
-            if row.metrics:  # else a mere event, which says nothing to show
-                update(row.samples, total or row.samples, note)
+            if "val/psnr_db" in row.metrics:
+                validated = row.metrics
+            if "train/samples_per_s" in row.metrics:
+                update(row.samples, total or row.samples, _notes(row.metrics, validated))
+            elif row.metrics:  # else a mere event, which says nothing to show
+                update(row.samples, total or row.samples, _notes({}, validated))
 
         yield on_row
+
+
+def _notes(step: Mapping[str, float], validated: Mapping[str, float]) -> list[str]:
+    """What the progress line tells beside the samples, longest first."""
+    long, short = [], []
+    for metrics, name, whole, brief in (
+        (step, "train/samples_per_s", "{:.1f}/s", "{:.1f}/s"),
+        (step, "train/psnr_db", "patches {:.2f} dB", "{:.2f} dB"),
+        (step, "train/lr", "lr {:.2g}", "lr {:.1e}"),
+        (step, "train/data_wait", "data-wait {:.1%}", "wait {:.0%}"),
+        (validated, "val/psnr_db", "validation {:.2f} dB", "val {:.2f}"),
+        (validated, "val/gain_db", "({:+.2f})", "({:+.2f})"),
+    ):
+        if name in metrics:
+            long.append(whole.format(metrics[name]))
+            short.append(brief.format(metrics[name]))
+    return [" ".join(long), *(" ".join(short[:number]) for number in range(len(short), 0, -1)), ""]

@@ -14,7 +14,10 @@ from pipelines.config.base import Section
 from pipelines.urls import holds_credentials, public
 
 
-def _place(value: str | os.PathLike[str]) -> str:
+def without_credentials(value: str | os.PathLike[str]) -> str:
+    """A place as text. Raises `InputError` where its credentials would be written down."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError("a path, or a URL")
     text = os.fspath(value)
     if holds_credentials(text):
         # No ValueError: pydantic's message would quote the URL.
@@ -26,7 +29,7 @@ def _place(value: str | os.PathLike[str]) -> str:
     return text
 
 
-Place = Annotated[str, BeforeValidator(_place)]
+Place = Annotated[str, BeforeValidator(without_credentials)]
 """A path, or a URL of any file system that pyarrow or fsspec knows, without credentials."""
 
 

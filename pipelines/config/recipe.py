@@ -22,6 +22,7 @@ _PLAIN_WORDS = {
     "float_type": "a number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
+    "bool_parsing": "true or false",
     "tuple_type": "a list, as [a, b]",
     "too_short": "one or more",
     "string_pattern_mismatch": "letters, digits, dots, dashes and underscores, a letter or digit first",
@@ -46,6 +47,7 @@ def load_config(
     name: str | None = None,
     train: Sequence[Path | str] = (),
     val: Path | str | None = None,
+    init: str | None = None,
 ) -> RunConfig:
     """Read a recipe, apply stores, `key.path=value` overrides and the run's name, and check all of it.
 
@@ -54,6 +56,7 @@ def load_config(
         overrides: applied in their order, after the stores: `data.train.0.weight=2` is of the first of these.
         name: of the run; None leaves the recipe's.
         train, val: stores in place of the recipe's; what is empty or None is left as it is.
+        init: MODEL whose weights the run begins with, in place of the recipe's; None leaves that.
 
     Raises:
         InputError: no such recipe, bad YAML, an unknown key (the nearest valid one is named), or a value
@@ -64,6 +67,8 @@ def load_config(
         content = yaml.load(path.read_text(), _YamlLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError("not a YAML file", file=path, got=" ".join(str(error).split())[:150]) from error
+    if content is None:
+        raise InputError("an empty recipe", file=path, expected="model, budget and what else a run is")
     if not isinstance(content, dict):
         raise InputError("not a recipe", file=path, expected="a mapping", got=type(content).__name__)
     _put_stores(content, train, val)
@@ -71,6 +76,9 @@ def load_config(
     if name is not None:
         content["name"] = name
         origins["name"] = f"--name {name}"
+    if init is not None and isinstance(content.get("model"), dict):
+        content["model"]["init"] = init
+        origins["model.init"] = f"--init {init}"
     return parse_config(content, file=path, origins=origins)
 
 
@@ -180,7 +188,7 @@ def _list_index(place: Any, part: str, key: str) -> int | None:
 
 def _explained(error: ValidationError, file: str | Path) -> InputError:
     first = error.errors()[0]
-    location = ".".join(str(part) for part in first["loc"])
+    location = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)

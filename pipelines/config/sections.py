@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from nafnet_core.schedules import ScheduleKind
 from pipelines.config.base import Section
-from pipelines.config.data import DataSection, Place
+from pipelines.config.data import DataSection, Place, without_credentials
+from pipelines.urls import is_url
 
 PresetName = Literal["width32", "width64", "mobile"]
 # As `nafnet_core.losses.LOSSES`, whose import would cost every command a second.
 LossName = Literal["l1", "l2", "charbonnier", "psnr", "fft", "edge", "perceptual"]
+_WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+
+
+def _model(value: str | os.PathLike[str]) -> str:
+    """MODEL as `pipelines.models` takes it; a path is made absolute, a run's name stays one."""
+    text = without_credentials(value)
+    is_path = os.sep in text or text.endswith(_WEIGHTS_SUFFIXES)
+    return os.path.abspath(text) if is_path and not text.startswith("models:/") and not is_url(text) else text
+
+
+def _sha256(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError("64 hexadecimal digits, in lower case")
+    return value
 
 
 class ModelSection(Section):
@@ -24,6 +42,10 @@ class ModelSection(Section):
     enc_blk_nums: tuple[int, ...] | None = None
     middle_blk_num: int | None = Field(None, ge=0)
     dec_blk_nums: tuple[int, ...] | None = None
+    init: Annotated[str, BeforeValidator(_model), Field(min_length=1)] | None = None
+    """MODEL whose weights the run begins with, as far as they fit: a file, a run, `models:/NAME@ALIAS`."""
+    init_sha256: Annotated[str, AfterValidator(_sha256)] | None = None
+    """SHA-256 of that weights file. A run fills it in when it begins; given in a recipe, it must be so."""
 
     @model_validator(mode="after")
     def _one_way(self) -> ModelSection:
@@ -35,6 +57,8 @@ class ModelSection(Section):
             )
         if self.preset is not None and any(given):
             raise ValueError("`preset` and the network's own numbers exclude each other")
+        if self.init_sha256 is not None and self.init is None:
+            raise ValueError("`init` beside `init_sha256`")
         return self
 
 
@@ -64,11 +88,14 @@ class StageSection(Section):
     """Global batch: samples in one optimiser step, over all workers."""
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimSection(Section):
     """AdamW (Loshchilov & Hutter 2019)."""
 
     lr: float = Field(1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.9)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.9)
     weight_decay: float = Field(1e-3, ge=0)
     clip_norm: float | None = Field(0.01, gt=0)
     """Largest L2 norm of the gradient. 0.01 stands as a constant in NAFNet's image_restoration_model.py."""
@@ -89,7 +116,7 @@ class ScheduleSection(Section):
     decay: float = Field(0.5, gt=0, lt=1)
     """Factor of `step`."""
     milestones: tuple[float, ...] = ()
-    """Where `step` steps, in parts of the budget."""
+    """Where `step` steps, in parts of the budget: increasing, between 0 and 1."""
     step_samples: int | None = Field(None, gt=0)
     """Or every so many samples."""
     step_epochs: float | None = Field(None, gt=0)
@@ -104,6 +131,9 @@ class ScheduleSection(Section):
             )
         if self.kind != "step" and given:
             raise ValueError(f"{given[0]} belongs to kind `step`, not to `{self.kind}`")
+        marks = (0.0, *self.milestones, 1.0)
+        if not all(before < after for before, after in pairwise(marks)):
+            raise ValueError(f"milestones that increase, between 0 and 1; got {list(self.milestones)}")
         return self
 
 
@@ -209,5 +239,7 @@ class RunConfig(Section):
                     f"a batch of {stage.batch} cannot be shared by {self.scaling.most_workers} workers"
                 )
         if self.schedule.final_lr > self.optim.lr:
-            raise ValueError("schedule.final_lr must not exceed optim.lr")
+            raise ValueError(
+                f"schedule.final_lr must not exceed optim.lr: {self.schedule.final_lr:g} > {self.optim.lr:g}"
+            )
         return self

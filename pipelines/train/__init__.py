@@ -2,6 +2,7 @@
 
     nafnet train --config gopro_width32 --data stores/gopro/train --val stores/gopro/test
     nafnet train --config mobile --data store/ --set budget.minutes=3      # a laptop
+    nafnet train --config gopro_width64 --dry-run                          # seconds, without data
 
 `checks.py`, `record.py` and `driver.py` run where the command does: they refuse what cannot be, start the
 workers, send their journal to MLflow and TensorBoard, and turn Ctrl-C into a checkpoint. `worker.py`,
@@ -10,5 +11,6 @@ workers, send their journal to MLflow and TensorBoard, and turn Ctrl-C into a ch
 
 from pipelines.train.checks import check
 from pipelines.train.driver import TrainResult, run
+from pipelines.train.trial import DryRun, dry_run
 
-__all__ = ["TrainResult", "check", "run"]
+__all__ = ["DryRun", "TrainResult", "check", "dry_run", "run"]

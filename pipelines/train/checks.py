@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from nafnet_core import CapabilityError, InputError
+from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig
 from pipelines.config.sections import ScalingSection
-from pipelines.ingest import check_blur, check_patches, plan_for
+from pipelines.ingest import check_blur, check_patches, data_digests, plan_for
 from pipelines.scenes import shared_scenes
 from pipelines.store import check_files, read_manifest, refuse_sharp_only
 from pipelines.tracking import TRACKING, flattened
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 
 # What may change between two attempts at one run without making it another run.
 _FREE_SECTIONS = {"scaling", "checkpoint", "tracking"}
-_SHOWN_KEYS = 4
+_INIT_SHA256 = "model.init_sha256"
+_SHOWN_KEYS, _SHOWN_DIGITS = 4, 12
 
 
 def check(config: RunConfig) -> None:
@@ -35,12 +37,15 @@ def check(config: RunConfig) -> None:
         raise InputError(
             "no training data", fix="Name a store with --data STORE, or in the recipe's data.train"
         )
+    check_numbers(config)
+    check_data(config)
+
+
+def check_numbers(config: RunConfig) -> None:
+    """What a recipe says by itself: its network, its loss, its patches. Raises `InputError`."""
     model = build_model(config.model)
     loss = build_loss(config, torch.device("cpu"))
-    check_blur(config.data)
-    plan_for(config.data, seed=config.seed)  # reads measured kernels
     for stage in config.stages:
-        check_patches(config.data, stage.patch_px)
         if stage.patch_px % model.config.stride_px:
             raise InputError(
                 "the patch does not fit the network",
@@ -55,23 +60,56 @@ def check(config: RunConfig) -> None:
         raise InputError(
             "the patch does not fit the loss", got=error, fix="Change stages.*.patch_px"
         ) from error
+
+
+def check_data(config: RunConfig) -> None:
+    """That the stores are whole, and have what the recipe asks of them. Raises `InputError`."""
+    check_blur(config.data)
+    if config.data.train:
+        plan_for(config.data, seed=config.seed)  # reads measured kernels
+    for stage in config.stages:
+        check_patches(config.data, stage.patch_px)
     for store in config.data.train:
         check_files(store.path)
     if config.data.val is not None:
+        manifest = read_manifest(config.data.val)
         fix = "Validate on pairs, as `nafnet synth` makes them"
-        refuse_sharp_only(config.data.val, read_manifest(config.data.val), fix=fix)
+        refuse_sharp_only(config.data.val, manifest, fix=fix)
+        if not manifest.num_pairs:
+            raise InputError("a validation store without pairs", file=config.data.val, fix=fix)
         check_files(config.data.val)
 
 
-def warn_of_validation(config: RunConfig) -> None:
-    if config.data.val is None:
+def check_precision(config: RunConfig, device: torch.device) -> None:
+    """Raise `CapabilityError` where a GPU has not the precision: CUDA then emulates it, at a crawl."""
+    if config.precision != "bf16" or device.type != "cuda":
         return
-    val = read_manifest(config.data.val)
+    with torch.cuda.device(device):
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise CapabilityError(
+                "this GPU has no bf16", got=torch.cuda.get_device_name(device), fix="Set precision=fp32"
+            )
+
+
+def warn(config: RunConfig) -> None:
+    """Log what is allowed, and hardly meant."""
+    slices = [-(-stage.batch // config.scaling.most_workers) for stage in config.stages]
+    if (config.scaling.micro_batch or 0) > max(slices):
+        log.warning(
+            "scaling.micro_batch=%d is more than a worker's slice of the batch, %d samples: it does nothing",
+            config.scaling.micro_batch, max(slices),
+        )  # fmt: skip
+    if config.data.val is not None:
+        _warn_of_validation(config, config.data.val)
+
+
+def _warn_of_validation(config: RunConfig, place: str) -> None:
+    val = read_manifest(place)
     for store in config.data.train:
         if val.digest == read_manifest(store.path).digest:
             log.warning("validation on the training data: its score says nothing of other photos")
             continue
-        num_shared, first = shared_scenes(config.data.val, store.path)
+        num_shared, first = shared_scenes(place, store.path)
         if num_shared:
             log.warning(
                 "%d of the %d scenes of the validation have the names of scenes in %s (the first: %r): if "
@@ -86,9 +124,12 @@ def warn_of_validation(config: RunConfig) -> None:
 
 
 def claim(config: RunConfig, run_dir: Path) -> None:
-    """Refuse to go on with a run of this name that was started with other values.
+    """Refuse to go on with a run of this name that was started with other values, or on other data.
 
     One that never came to its first step has nothing to protect, and makes room.
+
+    Raises:
+        InputError: the first few values, or digests of the data, are named.
     """
     path = run_dir / CONFIG
     if not path.exists():
@@ -99,6 +140,8 @@ def claim(config: RunConfig, run_dir: Path) -> None:
         return
     earlier = flattened(json.loads(path.read_text()))
     now = flattened(config.model_dump(mode="json"))
+    if now.get(_INIT_SHA256) is None:  # filled in when the run began
+        now[_INIT_SHA256] = earlier.get(_INIT_SHA256)
     changed = [
         key
         for key in sorted(now.keys() | earlier.keys())
@@ -111,6 +154,29 @@ def claim(config: RunConfig, run_dir: Path) -> None:
             expected=", ".join(f"{key}={earlier.get(key)}" for key in changed[:_SHOWN_KEYS]),
             got=", ".join(f"{key}={now.get(key)}" for key in changed[:_SHOWN_KEYS]),
             fix="Give the new run another name with --name",
+        )
+    _refuse_other_data(config, run_dir)
+
+
+def _refuse_other_data(config: RunConfig, run_dir: Path) -> None:
+    """The workers would refuse as well, after all of them have been started."""
+    ledger = CheckpointLedger(run_dir)
+    entries = ledger.entries()
+    state = ledger.folder / entries[-1].folder / "state.json" if entries else None
+    if state is None or not state.is_file():
+        return
+    try:
+        trained_on = json.loads(state.read_text())["digests"]
+    except (ValueError, KeyError):  # damaged: resuming goes back to the one before, and says so
+        return
+    given = data_digests(config.data, plan_for(config.data, seed=config.seed))
+    if trained_on != given:
+        raise InputError(
+            "this run was trained on other data",
+            file=run_dir,
+            expected=[digest[:_SHOWN_DIGITS] for digest in trained_on],
+            got=[digest[:_SHOWN_DIGITS] for digest in given],
+            fix="Give the same stores, or another --name for a new run",
         )
 
 

@@ -13,6 +13,7 @@ from nafnet_core import CapabilityError, InputError, StoppedError
 from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig
 from pipelines.files import make_folder, write_json
+from pipelines.ingest import plan_for
 from pipelines.pictures import training_curves
 from pipelines.storage import LocalFolder, RemoteFolder, folder
 from pipelines.store import read_manifest
@@ -22,14 +23,16 @@ from pipelines.train.checks import (
     check_resources,
     claim,
     spare_room,
-    warn_of_validation,
+    warn,
 )
 from pipelines.train.failures import read_failures
 from pipelines.train.files import CONFIG, FAILURES, METRICS, RESULT, STOP
+from pipelines.train.initial import with_initial_weights
 from pipelines.train.launch import fit, ray_trainer
 from pipelines.train.mirror import Mirror
 from pipelines.train.record import opening
 from pipelines.train.stopping import stop_requests
+from pipelines.train.summary import Summary, summarize
 from pipelines.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,8 @@ class TrainResult:
     """Share of the time that rank 0 waited for data."""
     num_workers: int
     pictures: tuple[Path, ...]
+    """The first validation image as the best checkpoint restores it, and the curves."""
+    summary: Summary
 
 
 def run(
@@ -82,7 +87,7 @@ def run(
         StoppedError: Ctrl-C or SIGTERM; the state is saved.
     """
     check(config)
-    warn_of_validation(config)
+    warn(config)
     workspace.make()
     run_dir = make_folder(workspace.run_dir(config.name))
     storage, mirror = _storage(config, run_dir)
@@ -92,6 +97,7 @@ def run(
     tracker = Tracker(run_dir, run_dir / METRICS)
     if (run_dir / RESULT).exists():
         return _send_rest(config, workspace, run_dir, tracker)
+    config = with_initial_weights(config, workspace, run_dir)
     # A new run finds out now that its server's address is wrong; one that goes on can do without it.
     client = mlflow_client(workspace, config.tracking.uri, must_answer=tracker.run_id is None)
     (run_dir / STOP).unlink(missing_ok=True)
@@ -185,8 +191,10 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker) -> TrainResult
     best = ledger.best()
     assert best is not None, "a finished run has a checkpoint"
     rows = tracker.read_all()
-    gains = {row.samples: row.metrics["val/gain_db"] for row in rows if "val/gain_db" in row.metrics}
-    pictures = sorted((run_dir / "pictures").glob("0*.png"))[-1:]
+    epoch_samples = plan_for(config.data, seed=config.seed).epoch_samples
+    summary = summarize(rows, best, epoch_samples=epoch_samples)
+    of_best = run_dir / "pictures" / f"{best.samples:010d}.png"
+    pictures = [of_best] if of_best.is_file() else []
     curves = training_curves(run_dir / "pictures" / "curves.png", rows, title=config.name)
     pictures += [] if curves is None else [curves]
     tracker.finish("FINISHED", [*([] if curves is None else [curves]), run_dir / CONFIG], wait_s=_WAIT_S)
@@ -197,17 +205,13 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker) -> TrainResult
         mlflow_run_id=tracker.run_id,
         samples=ledger.entries()[-1].samples,
         psnr_db=best.psnr_db,
-        gain_db=gains.get(best.samples),
+        gain_db=summary.best.gain_db if summary.best else None,
         num_val_images=0
         if config.data.val is None
         else min(config.validation.max_images, read_manifest(config.data.val).num_pairs),
-        samples_per_s=_median(rows, "train/samples_per_s"),
-        data_wait=_median(rows, "train/data_wait"),
-        num_workers=config.scaling.num_workers,
+        samples_per_s=summary.samples_per_s,
+        data_wait=summary.data_wait,
+        num_workers=summary.num_workers,
         pictures=tuple(pictures),
+        summary=summary,
     )
-
-
-def _median(rows: list[Row], name: str) -> float:
-    values = sorted(row.metrics[name] for row in rows if name in row.metrics)
-    return values[len(values) // 2] if values else 0.0

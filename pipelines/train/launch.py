@@ -42,9 +42,6 @@ def ray_trainer(
         digests=tuple(data_digests(config.data, plan)),
         spare=spare,
     )
-    is_elastic = not isinstance(scaling.num_workers, int)
-    # Ray counts how many workers fit by their own CPUs alone: they then hold their readers' as well.
-    cpus = cpus_a_worker(scaling) if is_elastic else scaling.cpus_per_worker
     return TorchTrainer(
         worker_main,
         train_loop_config={"job": job},
@@ -54,7 +51,11 @@ def ray_trainer(
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if scaling.use_gpu else {})},
+            # Workers hold their readers' CPUs too: Ray places as many as fit by these, and readers find room.
+            resources_per_worker={
+                "CPU": cpus_a_worker(scaling),
+                **({"GPU": 1} if scaling.use_gpu else {}),
+            },
         ),
         run_config=ray.train.RunConfig(
             # Each attempt its own name: checkpoints are ours, Ray's snapshot of another must not count.

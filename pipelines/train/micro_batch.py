@@ -12,17 +12,17 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from nafnet_core.losses import Loss
 from nafnet_core.memory import free_memory_mib
 from nafnet_core.model import NAFNet
+from pipelines.train.step_memory import kept_for_backward
 
 log = logging.getLogger(__name__)
 
-_PROBE_PX = 48
-# A step's peak over what is counted here was 0.99 to 1.10, in fp32 and bf16, `mobile` and `width32`.
-_PEAK_OVER_KEPT = 1.15
+# A step's peak over what is kept: 1.1 to 1.2 with `mobile` and `width32` in both precisions, 1.9 to 2.1
+# checkpointed.
+_PEAK_OVER_KEPT, _PEAK_CHECKPOINTED = 1.25, 2.2
 _CPU_SHARE = 0.7  # of free memory; the rest is for readers and the page cache
 _GPU_SHARE = 0.92
 
@@ -44,8 +44,8 @@ def fitting_micro_batch(
     """
     device = next(model.parameters()).device
 
-    def run(batch: int, side: int) -> None:
-        patches = torch.rand(batch, 3, side, side, device=device).contiguous(
+    def run(batch: int) -> None:
+        patches = torch.rand(batch, 3, patch_px, patch_px, device=device).contiguous(
             memory_format=torch.channels_last
         )
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16):
@@ -54,13 +54,12 @@ def fitting_micro_batch(
 
     try:
         if device.type == "cuda":
-            fits = largest_that_fits(count, lambda batch: _fits_gpu(lambda: run(batch, patch_px), device))
+            fits = largest_that_fits(count, lambda batch: _fits_gpu(lambda: run(batch), device))
         else:
-            fixed, each = _linear(
-                lambda side: kept_bytes(lambda: run(1, side)), model.config.stride_px, patch_px
-            )
-            room = free_memory_mib(device) * 2**20 * _CPU_SHARE / num_workers
-            fits = int(min(count, max(1, (room - fixed) / (each * _PEAK_OVER_KEPT))))
+            kept = kept_for_backward(model, loss, use_bf16=use_bf16)
+            room = free_memory_mib(device) * 2**20 * _CPU_SHARE / num_workers - kept.fixed_bytes
+            peak_over_kept = _PEAK_CHECKPOINTED if model.checkpoint_activations else _PEAK_OVER_KEPT
+            fits = int(min(count, max(1, room / (kept.bytes_per_px * patch_px**2 * peak_over_kept))))
     finally:
         model.zero_grad(set_to_none=True)
     micro = math.ceil(count / math.ceil(count / fits))
@@ -76,30 +75,6 @@ def largest_that_fits(count: int, fits: Callable[[int], bool]) -> int:
     while count > 1 and not fits(count):
         count = math.ceil(count / 2)
     return count
-
-
-def kept_bytes(step: Callable[[], None]) -> int:
-    """What autograd keeps between the forward and the backward pass of `step`, each storage counted once."""
-    storages: dict[int, int] = {}
-
-    def pack(kept: Tensor) -> Tensor:
-        if not kept.is_leaf or not kept.requires_grad:  # parameters are there anyway
-            storage = kept.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        return kept
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
-        step()
-    return sum(storages.values())
-
-
-def _linear(bytes_of: Callable[[int], int], stride_px: int, patch_px: int) -> tuple[float, float]:
-    """Bytes kept whatever the patch's size, copies of weights for one, and those of a patch of `patch_px`."""
-    small = stride_px * max(1, _PROBE_PX // stride_px)
-    areas = (small**2, (2 * small) ** 2)
-    low, high = bytes_of(small), bytes_of(2 * small)
-    slope = (high - low) / (areas[1] - areas[0])
-    return max(0.0, low - slope * areas[0]), slope * patch_px**2
 
 
 def _fits_gpu(step: Callable[[], None], device: torch.device) -> bool:

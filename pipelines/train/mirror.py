@@ -21,7 +21,7 @@ from nafnet_core import CapabilityError, InputError
 from pipelines.checkpoint import LEDGER, CheckpointLedger
 from pipelines.files import make_folder
 from pipelines.storage import LocalFolder, RemoteFolder
-from pipelines.train.files import CONFIG, FAILURES, METRICS, RESULT, STOP
+from pipelines.train.files import CONFIG, FAILURES, INIT, METRICS, RESULT, STOP
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class Mirror:
         self._journal_sent = self._journal_bytes()
         for below in (_PICTURES, FAILURES):
             self._pull_files(self._storage.below(below), self._run_dir / below)
-        for name in (RESULT, CONFIG):
+        for name in (RESULT, CONFIG, INIT):
             if not (self._run_dir / name).exists() and self._storage.size(name) is not None:
                 (self._run_dir / name).write_bytes(self._storage.read(name))
 
@@ -177,7 +177,9 @@ class Mirror:
         """Make the storage's folder, hand it the recipe, and take back what told earlier workers to stop."""
         for name in (_CHECKPOINTS, _JOURNAL, _PICTURES, FAILURES):
             self._storage.below(name).make()
-        self._storage.write(CONFIG, (self._run_dir / CONFIG).read_bytes())
+        for name in (CONFIG, INIT):
+            if (self._run_dir / name).exists():
+                self._storage.upload(self._run_dir / name, name)
         self._storage.delete(STOP)
 
     def _pull_files(self, there: LocalFolder | RemoteFolder, here: Path) -> None:

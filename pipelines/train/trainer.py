@@ -33,6 +33,7 @@ from pipelines.checkpoint import CheckpointLedger, Snapshot
 from pipelines.config import ModelSection, RunConfig
 from pipelines.ingest import PatchBatch, Span
 from pipelines.plan import rank_slice
+from pipelines.train.initial import load_initial
 from pipelines.train.micro_batch import fitting_micro_batch
 from pipelines.train.saver import Saver
 
@@ -89,7 +90,7 @@ def build_model(section: ModelSection) -> NAFNet:
     if section.preset is not None:
         return NAFNet(PRESETS[section.preset])
     try:
-        return NAFNet(NAFNetConfig(**section.model_dump(exclude={"preset"})))
+        return NAFNet(NAFNetConfig(**section.model_dump(exclude={"preset", "init", "init_sha256"})))
     except ValueError as error:
         raise InputError("not a network", got=error) from error
 
@@ -127,6 +128,8 @@ class Trainer:
         self.model.checkpoint_activations = config.scaling.checkpoint_activations
         if config.optim.residual_scale:
             randomize_residual_scales(self.model, seed=config.seed, scale=config.optim.residual_scale)
+        if config.model.init is not None:
+            load_initial(self.model, context.run_dir)
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.optim.ema_decay else None
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),

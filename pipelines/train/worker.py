@@ -21,6 +21,7 @@ from pipelines.plan import SamplePlan
 from pipelines.scratch import scratch_folder
 from pipelines.storage import LocalFolder, RemoteFolder
 from pipelines.train.beside import BesideValidation, SpareRoom
+from pipelines.train.checks import check_precision
 from pipelines.train.failures import read_failures
 from pipelines.train.files import STOP
 from pipelines.train.loop import set_threads, train
@@ -69,6 +70,7 @@ def _work(job: Job, run_dir: Path, sending: contextlib.AbstractContextManager[No
     if device.type == "cuda":
         import torch
 
+        check_precision(config, device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     beside = None
     if job.spare is not None and rank == 0:
@@ -85,8 +87,7 @@ def _work(job: Job, run_dir: Path, sending: contextlib.AbstractContextManager[No
             rank=rank,
             world_size=world_size,
             num_readers=config.scaling.readers_per_worker,
-            # Elastic workers hold their readers' share, see `driver.py`.
-            reader_cpus=config.scaling.reader_cpus if isinstance(config.scaling.num_workers, int) else 0,
+            reader_cpus=0,  # the worker holds them
             cache_gib=config.data.cache_gib,
         ),
         epoch_samples=job.plan.epoch_samples,

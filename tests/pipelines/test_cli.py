@@ -156,6 +156,24 @@ def test_impossible_training_is_refused_before_any_time_is_spent(run: Run, pairs
     _refused(run(*train, "--set", "optim.lr=0"), 2, "optim.lr")
 
 
+def test_a_dry_run_needs_no_data_and_makes_no_workspace(run: Run, weights: Path, tmp_path: Path) -> None:
+    tiny = ("train", "--config", "guide_l1", "--dry-run", "--set", "stages=[{patch_px: 32, batch: 16}]")
+    network = "model={width: 4, enc_blk_nums: [1], middle_blk_num: 1, dec_blk_nums: [1]}"
+    code, out, errors = run(*tiny, "--set", network, "--init", weights)
+    assert code == 0 and "1 × 4 × 4" in out and "61 of 61 tensors from tiny.safetensors" in out, errors
+    assert "3000 epochs" in out and "No data were given" in out and "written and read back" in out
+    if not torch.cuda.is_available():
+        assert "There is no GPU here: the run asks for 1." in out
+    code, out, errors = run(*tiny, "--set", network, "--json")
+    told = json.loads(out)
+    assert code == 0 and told["stages"][0]["accumulation"] == 4 and len(told["rates"]) == 5
+    assert told["recipe"]["loss"] == {"l1": 1.0}
+    assert not (tmp_path / "workspace").exists()
+    _refused(run(*tiny, "--init", weights), 2, "nothing of this model fits the network")
+    _refused(run(*tiny, "--data", "nowhere"), 2, "no such store")
+    _refused(run("train", "--config", tmp_path, "--dry-run"), 2, "no such recipe")
+
+
 def test_options_that_exclude_each_other_and_splits_that_do_not_exist(run: Run, pairs: Path) -> None:
     both = run("prepare", pairs, "--lq", pairs / "blur", "--gt", pairs / "sharp", "--out", "store")
     _refused(both, 2, "exclude each other")

@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from nafnet_core import InputError
 from nafnet_core.losses import LOSSES
 from pipelines.config import LossName, RunConfig, find_recipe, load_config, parse_config, with_stores
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 MINIMAL: dict[str, Any] = {"model": {"preset": "mobile"}, "budget": {"samples": 100}}
 
 
@@ -40,54 +38,17 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-# Shipped recipes
+# Initial weights
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_shipped_recipe_loads_by_name_and_by_file(path: Path) -> None:
-    config = load_config(path.stem)
-    assert config == load_config(path) == load_config(str(path))
-    # Data come from the command line: a recipe for everybody names nobody's folders.
-    assert config.data.train == () and config.data.val is None
-    # Checkpoints keep the configuration as plain values.
-    assert (
-        parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))), file="again") == config
-    )
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_shipped_recipe_writes_numbers_that_yaml_reads_as_numbers(path: Path) -> None:
-    # PyYAML reads 1e-3 as a string; other readers of the file may not be as kind as pydantic.
-    def leaves(value: Any) -> list[Any]:
-        if isinstance(value, dict):
-            return [leaf for child in value.values() for leaf in leaves(child)]
-        return [leaf for child in value for leaf in leaves(child)] if isinstance(value, list) else [value]
-
-    words = {"width32", "width64", "mobile", "cosine", "fp32", "bf16"}
-    assert {leaf for leaf in leaves(yaml.safe_load(path.read_text())) if isinstance(leaf, str)} <= words
-
-
-def test_there_are_recipes() -> None:
-    assert {"demo", "mobile", "gopro_width32"} <= {path.stem for path in RECIPES}
-
-
-def test_gopro_width32_is_the_paper() -> None:
-    # options/train/GoPro/NAFNet-width32.yml of megvii-research/NAFNet, and the clip in its model.
-    config = load_config("gopro_width32")
-    assert config.model.preset == "width32"
-    assert config.budget.samples == 200_000 * 32
-    assert (config.budget.epochs, config.budget.minutes) == (None, None)
-    (stage,) = config.stages
-    assert (stage.share, stage.patch_px, stage.batch) == (1.0, 256, 32)
-    optim = config.optim
-    assert (optim.lr, optim.betas, optim.weight_decay) == (1e-3, (0.9, 0.9), 1e-3)
-    assert (optim.clip_norm, optim.ema_decay, optim.residual_scale) == (0.01, None, 0.0)
-    schedule = config.schedule
-    assert (schedule.kind, schedule.final_lr, schedule.warmup_share) == ("cosine", 1e-7, 0.0)
-    assert config.loss == {"psnr": 1.0}
-    assert config.precision == "fp32"
-    assert config.data.augment
-    assert (config.scaling.num_workers, config.scaling.use_gpu) == (8, True)
+def test_initial_weights_of_the_command_line() -> None:
+    assert load_config("mobile").model.init is None
+    assert load_config("mobile", init="a/model.pth").model.init == str(Path.cwd() / "a/model.pth")
+    assert load_config("mobile", init="model.safetensors").model.init == str(Path.cwd() / "model.safetensors")
+    for name in ("first-run", "models:/nafnet-deblur@champion"):  # no paths
+        assert load_config("mobile", init=name).model.init == name
+    with pytest.raises(InputError, match="credentials in a URL"):
+        load_config("mobile", init="s3://user:secret@bucket/model.pth")
 
 
 # Unknown keys
@@ -144,6 +105,15 @@ def test_unknown_key_names_the_nearest(content: dict[str, Any], key: str, neares
         ({"budget": {"minutes": float("inf")}}, "budget.minutes"),
         ({"budget": {"samples": 0}}, "budget.samples"),
         ({"model": {"preset": "width48"}}, "model.preset"),
+        ({"model": {"preset": "mobile", "init": 5}}, "model.init"),
+        ({"model": {"preset": "mobile", "init": "a", "init_sha256": "abc"}}, "model.init_sha256"),
+        ({"data": {"train": [{"path": 5}]}}, "data.train.0.path"),
+        ({"optim": {"betas": [1.5, 0.9]}}, "optim.betas.0"),
+        ({"optim": {"betas": [0.9, -0.1]}}, "optim.betas.1"),
+        ({"schedule": {"warmup_share": 1}}, "schedule.warmup_share"),
+        ({"loss": {"l1": 0}}, "loss.l1"),
+        ({"loss": {"l1": -1}}, "loss.l1"),
+        ({"scaling": {"use_gpu": "maybe"}}, "scaling.use_gpu"),
     ],
 )
 def test_bad_value_is_named(content: dict[str, Any], where: str) -> None:
@@ -305,6 +275,9 @@ def test_stores_of_the_command_line_replace_the_recipes(recipe: Path) -> None:
         ({"kind": "step"}, "needs one of milestones, step_samples and step_epochs; got none"),
         ({"kind": "step", "step_samples": 5, "step_epochs": 1}, "needs one of"),
         ({"step_epochs": 3}, "step_epochs belongs to kind `step`, not to `cosine`"),
+        ({"kind": "step", "milestones": [0.5, 0.4]}, r"milestones that increase.*got \[0.5, 0.4\]"),
+        ({"kind": "step", "milestones": [0.5, 1.4]}, "milestones that increase, between 0 and 1"),
+        ({"kind": "step", "milestones": [0.0, 0.4]}, "milestones that increase, between 0 and 1"),
     ],
 )
 def test_steps_are_given_once_and_to_step(schedule: dict[str, Any], match: str) -> None:
@@ -338,7 +311,7 @@ def test_a_file_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.M
         (b"a: b: c", "not a YAML file"),
         (b"\x80\x81\xff", "not a YAML file"),
         (b"model: !!python/object/apply:os.system ['true']", "not a YAML file"),
-        (b"", "expected a mapping, got NoneType"),
+        (b"", "an empty recipe.*expected model, budget"),
         (b"- 1\n- 2\n", "expected a mapping, got list"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipelines.store import read_manifest
 from pipelines.synth import SynthConfig
 from pipelines.synth import run as synth
 from pipelines.tracking import TRACKING, mlflow_client
-from pipelines.train import checks, driver, launch
+from pipelines.train import checks, launch
 from pipelines.train.files import CONFIG, METRICS, RESULT
 from pipelines.train.trainer import TrainContext, Trainer
 from pipelines.workspace import Workspace
@@ -113,6 +114,63 @@ def test_a_name_is_one_run(store: Path, tmp_path: Path) -> None:
         checks.claim(_config(store, optim={"lr": 0.5}), run_dir)
 
 
+def test_a_store_that_was_made_anew_is_refused_before_workers_start(store: Path, tmp_path: Path) -> None:
+    config, run_dir = _config(store), tmp_path / "run"
+    run_dir.mkdir()
+    write_json(run_dir / CONFIG, config.model_dump(mode="json"))
+    (run_dir / METRICS).touch()
+    trainer = Trainer(
+        config,
+        TrainContext(
+            rank=0,
+            world_size=1,
+            device=torch.device("cpu"),
+            run_dir=run_dir,
+            batches=lambda span: iter(()),
+            epoch_samples=2,
+            store_digests=(read_manifest(store).digest,),
+        ),
+    )
+    trainer.save()
+    trainer.saver.wait()
+    checks.claim(config, run_dir)
+    state = run_dir / "checkpoints" / "0000000000" / "state.json"
+    write_json(state, {**json.loads(state.read_text()), "digests": ["of-the-store-before"]})
+    with pytest.raises(InputError, match=r"trained on other data.*expected \['of-the-store'\].*--name"):
+        checks.claim(config, run_dir)
+    state.write_text("{")  # damaged: what resumes goes back to the one before
+    checks.claim(config, run_dir)
+
+
+def test_a_validation_store_without_pairs_is_refused(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_stores(_config(store), [], store)
+    train.check(config)
+    empty = read_manifest(store).model_copy(update={"shards": (), "num_pairs": 0})
+    monkeypatch.setattr(checks, "read_manifest", lambda place: empty)
+    with pytest.raises(InputError, match="a validation store without pairs"):
+        train.check(config)
+
+
+def test_a_micro_batch_beyond_a_workers_slice_is_told(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checks.warn(_config(store, scaling={"num_workers": 2, "micro_batch": 16}))
+    assert not caplog.records
+    checks.warn(_config(store, scaling={"num_workers": 2, "micro_batch": 17}))
+    assert "micro_batch=17 is more than a worker's slice of the batch, 16 samples" in caplog.text
+
+
+def test_a_gpu_without_bf16_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("torch.cuda.device", contextlib.nullcontext)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(CapabilityError, match="no bf16.*got Tesla T4.*precision=fp32"):
+        checks.check_precision(_config(store, precision="bf16"), gpu)
+    checks.check_precision(_config(store), gpu)
+    checks.check_precision(_config(store, precision="bf16"), torch.device("cpu"))
+
+
 def test_a_run_that_never_began_does_not_keep_its_name(store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
@@ -133,11 +191,12 @@ def test_a_finished_run_sends_what_its_server_has_not_got(store: Path, tmp_path:
         run_dir=run_dir,
         batches=lambda span: iter(()),
         epoch_samples=2,
-        store_digests=(),
+        store_digests=(read_manifest(store).digest,),
     )
     trainer = Trainer(config, context)
     trainer.samples = 64
     trainer.save()
+    trainer.saver.wait()
     row = {"time": 1e9, "samples": 64, "metrics": {"train/psnr_db": 20.5}}
     (run_dir / METRICS).write_text(json.dumps(row) + "\n")
     write_json(run_dir / CONFIG, config.model_dump(mode="json"))
