@@ -26,7 +26,7 @@ from pipelines.train.checks import (
     warn,
 )
 from pipelines.train.failures import read_failures
-from pipelines.train.files import CONFIG, FAILURES, METRICS, RESULT, STOP
+from pipelines.train.files import CONFIG, FAILURES, METRICS, NOT_WRITTEN, RESULT, STOP
 from pipelines.train.initial import with_initial_weights
 from pipelines.train.launch import fit, ray_trainer
 from pipelines.train.mirror import Mirror
@@ -123,6 +123,8 @@ def run(
             for row in tracker.pump():
                 log.info("%s samples %s %s", row.samples, row.event or "", row.metrics)
                 on_row(row)
+                if (row.event or "").startswith(NOT_WRITTEN):
+                    log.warning("%s; trying again when the next is due", row.event)
             failures = read_failures(run_dir)
             for failure in failures[told:]:
                 log.warning("workers were lost: %s", failure.line())

@@ -14,7 +14,7 @@ from pipelines.config import RunConfig, StageSection
 from pipelines.files import write_json
 from pipelines.ingest import Begun, Span, Stopwatch
 from pipelines.store import PairStore
-from pipelines.train.files import RESULT, STOP
+from pipelines.train.files import NOT_WRITTEN, RESULT, STOP
 from pipelines.train.journal import Journal
 from pipelines.train.peers import Peers
 from pipelines.train.trainer import TrainContext, Trainer
@@ -145,7 +145,7 @@ class _Run:
         self._saved_at, self._saved_samples = time.monotonic(), self._trainer.samples
         self._journal.write(self._trainer.samples, {"checkpoint/stopped_s": saver.stopped_s})
         if saver.failure is not None:  # of the one before
-            self._journal.write(self._trainer.samples, {}, event=f"checkpoint not written: {saver.failure}")
+            self._journal.write(self._trainer.samples, {}, event=f"{NOT_WRITTEN}: {saver.failure}")
 
     def _validate(self) -> None:
         """Score the averaged weights, beside the training where there is room; keep them as a checkpoint."""
