@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -153,19 +154,33 @@ def slice_numbers(span: Span, part: tuple[int, int], batches: NDArray[np.int64])
 
 
 class Begun:
-    """An iterator of batches of which the first is fetched on a thread, while something else goes on."""
+    """Batches of which the first is fetched on a thread, while something else goes on."""
 
     def __init__(self, batches: Iterator[PatchBatch]) -> None:
         self._batches = batches
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="first-batch")
         self._first = self._pool.submit(next, batches, None)
+        self._ahead: list[PatchBatch] = []
+
+    def rehearsed(self, count: int) -> Iterator[PatchBatch]:
+        """The first `count`, which come again when the whole is gone through."""
+        for batch in itertools.islice(self._rest(), count):
+            self._ahead.append(batch)
+            yield batch
 
     def __iter__(self) -> Iterator[PatchBatch]:
-        first = self._first.result()
-        self._pool.shutdown()
-        if first is not None:
+        while self._ahead:
+            yield self._ahead.pop(0)
+        yield from self._rest()
+
+    def _rest(self) -> Iterator[PatchBatch]:
+        if self._first is not None:
+            first, self._first = self._first.result(), None
+            self._pool.shutdown()
+            if first is None:
+                return
             yield first
-            yield from self._batches
+        yield from self._batches
 
 
 class Stopwatch:

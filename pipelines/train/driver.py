@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,12 +100,15 @@ def run(
         return _send_rest(config, workspace, run_dir, tracker)
     config = with_initial_weights(config, workspace, run_dir)
     # A new run finds out now that its server's address is wrong; one that goes on can do without it.
-    client = mlflow_client(workspace, config.tracking.uri, must_answer=tracker.run_id is None)
+    # Beside Ray's start, each takes seconds.
+    pool = ThreadPoolExecutor(1)
+    opened = pool.submit(mlflow_client, workspace, config.tracking.uri, must_answer=tracker.run_id is None)
     (run_dir / STOP).unlink(missing_ok=True)
     storage.below(FAILURES).remove()
     shutil.rmtree(run_dir / FAILURES, ignore_errors=True)
     # In this order: `ray.init` sets a SIGTERM handler of its own.
-    with connect(address), stop_requests(run_dir / STOP) as request:
+    with pool, connect(address), stop_requests(run_dir / STOP) as request:
+        client = opened.result()
         check_resources(config)
         from pipelines.train.every_node import check_every_node
 

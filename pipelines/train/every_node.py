@@ -22,7 +22,10 @@ def check_every_node(storage: _Storage) -> None:
         InputError: a node cannot, or writes to a disk of its own.
         CapabilityError: a bucket that does not answer.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if len(alive) == 1 and isinstance(storage, LocalFolder):
+        return  # this machine, which has just made the folder
+    nodes = [node for node in alive if node["Resources"].get("CPU", 0) > 0]
     task = ray.remote(num_cpus=0)(_write)
     names = {node["NodeID"]: f"probe-{uuid.uuid4().hex}" for node in nodes}
     answers = ray.get(

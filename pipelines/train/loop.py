@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from dataclasses import replace
+from itertools import islice, zip_longest
 
 import torch
 import torch.distributed as dist
@@ -20,7 +22,9 @@ from pipelines.train.peers import Peers
 from pipelines.train.trainer import TrainContext, Trainer
 from pipelines.train.validation import chosen_images, mean_scores, score_images
 
-_WARMUP_STEPS, _TIMED_STEPS = 2, 8
+_WARMUP_STEPS = 2
+_REHEARSED_STEPS, _UNTIMED_STEPS = 10, 2
+_ENDLESS = 2**40  # batches, until it is known how many there will be
 _MIN_TRAINING_SHARE = 0.3  # of a budget in minutes, however long validating takes
 # Requests to stop are looked for at the same step on all ranks, so this counts steps and not seconds.
 _PEEK_EVERY_STEPS = 5
@@ -58,11 +62,20 @@ def train(config: RunConfig, context: TrainContext) -> None:
     """
     trainer = Trainer(config, context)
     resumed = trainer.resume()
+    if trainer.total_samples is None:
+        trainer.total_samples = _samples_of(config, context)
+    # Readers take seconds to start: meanwhile there is enough to do.
+    if trainer.total_samples is None:
+        begun = Begun(context.batches(replace(_first_span(config.stages[0]), num_batches=_ENDLESS)))
+    else:
+        rest = spans(config, trainer.total_samples, trainer.samples)
+        begun = Begun(context.batches(rest[0])) if rest else None
     for stage in config.stages:
         trainer.pin_micro_batch(stage.patch_px, stage.batch)
     trainer.warm_up(min(64, config.stages[0].patch_px), context.world_size, _WARMUP_STEPS)
     if trainer.total_samples is None:
-        trainer.total_samples = _total_samples(trainer)
+        assert begun is not None
+        trainer.total_samples = _timed_samples(trainer, begun)
     left = spans(config, trainer.total_samples, trainer.samples)
     end = left[-1].start + left[-1].num_batches * left[-1].batch if left else trainer.samples
     with contextlib.closing(Journal(context, config.tracking.log_every_s)) as journal:
@@ -73,7 +86,7 @@ def train(config: RunConfig, context: TrainContext) -> None:
             trainer.save()  # pins what was measured, before anything depends on it
         try:
             with Peers().named(first=run.rescue):
-                run.over(left)
+                run.over(left, begun)
         except OSError as error:  # a full disk
             raise CapabilityError(
                 error.strerror or str(error), file=error.filename, fix="The same command goes on from there"
@@ -93,20 +106,22 @@ class _Run:
         self._marks = [round(end * (i + 1) / times) for i in range(times)]
         self._saved_at, self._saved_samples = time.monotonic(), trainer.samples
 
-    def over(self, left: list[Span]) -> None:
-        """Take these steps, up to the run's end or a request to stop."""
+    def over(self, left: list[Span], begun: Begun | None) -> None:
+        """Take these steps, the first ones on `begun`, up to the run's end or a request to stop."""
         trainer, context = self._trainer, self._context
         self._score_what_was_missed()
-        begun = {}
-        for number, span in enumerate(left):
+        for span, following in zip_longest(left, left[1:]):
             watch = Stopwatch()
-            batches = begun.pop(number, None) or Begun(context.batches(span))
+            batches, begun = begun or Begun(context.batches(span)), None
             next_at = span.start + max(1, span.num_batches - _AHEAD_BATCHES) * span.batch
-            for batch in watch.over(iter(batches)):
+            for batch in watch.over(islice(batches, span.num_batches)):
+                num_skipped = trainer.skipped
                 result = trainer.step(batch, span.batch, self._end)
-                if number + 1 < len(left) and trainer.samples == next_at:
-                    # Readers take seconds to start: those of the next stage do it meanwhile.
-                    begun[number + 1] = Begun(context.batches(left[number + 1]))
+                if following is not None and trainer.samples == next_at:
+                    begun = Begun(context.batches(following))
+                if trainer.skipped > num_skipped:
+                    numbers = f"samples {trainer.samples - span.batch} to {trainer.samples - 1}"
+                    self._journal.write(trainer.samples, {}, event=f"step skipped, not finite: {numbers}")
                 self._journal.step(trainer, result, watch)
                 if any(trainer.samples - span.batch < mark <= trainer.samples for mark in self._marks):
                     self._validate()
@@ -179,25 +194,37 @@ class _Run:
                 self._trainer.saver.score(samples, scores["val/psnr_db"])
 
 
-def _total_samples(trainer: Trainer) -> int:
-    """The budget in samples; minutes are timed once and the result is kept with the run."""
-    config, budget = trainer.config, trainer.config.budget
-    if budget.samples is not None:
-        return budget.samples
-    if budget.epochs is not None:
-        return round(budget.epochs * trainer.context.epoch_samples)
-    assert budget.minutes is not None
+def _samples_of(config: RunConfig, context: TrainContext) -> int | None:
+    """The budget in samples; None of one in minutes."""
+    if config.budget.epochs is not None:
+        return round(config.budget.epochs * context.epoch_samples)
+    return config.budget.samples
+
+
+def _timed_samples(trainer: Trainer, begun: Begun) -> int:
+    """A budget in minutes in samples, by timing a few batches of each stage; `begun` are the first's."""
+    config, minutes = trainer.config, trainer.config.budget.minutes
+    assert minutes is not None
     validations = _validation_seconds(trainer) * config.validation.times
-    seconds = max(budget.minutes * 60 - validations, budget.minutes * 60 * _MIN_TRAINING_SHARE)
-    return round(sum(seconds * stage.share / _seconds_a_sample(trainer, stage) for stage in config.stages))
+    seconds = max(minutes * 60 - validations, minutes * 60 * _MIN_TRAINING_SHARE)
+    samples = 0.0
+    for number, stage in enumerate(config.stages):
+        batches = begun if number == 0 else Begun(trainer.context.batches(_first_span(stage)))
+        samples += seconds * stage.share / _seconds_a_sample(trainer, stage, batches)
+    return round(samples)
 
 
-def _seconds_a_sample(trainer: Trainer, stage: StageSection) -> float:
+def _first_span(stage: StageSection) -> Span:
+    return Span(start=0, num_batches=_REHEARSED_STEPS, batch=stage.batch, patch_px=stage.patch_px)
+
+
+def _seconds_a_sample(trainer: Trainer, stage: StageSection, batches: Begun) -> float:
     """Time a few batches of a stage as the run will meet them, readers at work beside."""
-    num_batches = _WARMUP_STEPS + _TIMED_STEPS
-    span = Span(start=0, num_batches=num_batches, batch=stage.batch, patch_px=stage.patch_px)
-    seconds = trainer.rehearse(trainer.context.batches(span), stage.batch, untimed=_WARMUP_STEPS)
-    return _slowest(seconds, trainer.context) / stage.batch
+    rehearsed = batches.rehearsed(_REHEARSED_STEPS)
+    return (
+        _slowest(trainer.rehearse(rehearsed, stage.batch, untimed=_UNTIMED_STEPS), trainer.context)
+        / stage.batch
+    )
 
 
 def _validation_seconds(trainer: Trainer) -> float:

@@ -13,6 +13,8 @@ from nafnet_core.transforms import dihedral
 from pipelines import ingest
 from pipelines.config import DataSection, StoreSection
 from pipelines.ingest import (
+    Begun,
+    PatchBatch,
     Span,
     Stopwatch,
     check_patches,
@@ -145,3 +147,12 @@ def test_stopwatch_counts_only_the_waiting(monkeypatch: pytest.MonkeyPatch) -> N
     assert (watch.waited_s, watch.first_s) == (4, 1)
     # It begins at 0, has the first at 2 and ends at 11; the tick before the first request belongs to it too.
     assert watch.share == pytest.approx(3 / 10)
+
+
+def test_batches_that_were_rehearsed_come_again() -> None:
+    none = np.empty((0, 16, 16, 3), np.uint8)
+    batches = [PatchBatch(samples=np.array([number]), lq=none, gt=none) for number in range(5)]
+    begun = Begun(iter(batches))
+    assert list(begun.rehearsed(2)) == batches[:2]
+    assert list(begun) == batches
+    assert list(Begun(iter(batches))) == batches and list(Begun(iter(()))) == []

@@ -102,6 +102,17 @@ class Training:
                 found[int(begun[-1][0])] = psutil.Process(int(begun[-1][1]))
         return found
 
+    def readers(self) -> list[psutil.Process]:
+        """Ray Data's processes that read for the workers."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            with contextlib.suppress(psutil.Error):
+                if "MapWorker" in "".join(process.info["cmdline"] or ()) and process.environ().get(
+                    "NAFNET_WORKSPACE"
+                ) == str(self.workspace):
+                    found.append(process)
+        return found
+
     def signal_rank(self, rank: int, number: int) -> None:
         self.workers()[rank].send_signal(number)
 

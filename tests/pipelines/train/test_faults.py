@@ -46,12 +46,17 @@ def _resumed_at(training: Training) -> list[int]:
     return [row["samples"] for row in training.rows() if row.get("event") == "resumed"]
 
 
-def test_workers_that_are_killed_are_replaced(
+def test_readers_and_workers_that_are_killed_are_replaced(
     store: Path, whole: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     training = Training(tmp_path, store)
     training.start()
-    training.wait_for(lambda: training.seen() > 800)
+    training.wait_for(lambda: training.seen() > 400)
+    # A reader: its worker goes on by itself.
+    training.readers()[0].kill()
+    training.wait_for(lambda: training.seen() > 1000)
+    assert not _resumed_at(training)
+    assert any("a reader died" in log.read_text() for log in (training.run_dir / "logs").glob("rank*.log"))
     training.signal_rank(1, signal.SIGKILL)
     training.wait_for(lambda: len(_resumed_at(training)) == 1)
     training.wait_for(lambda: training.seen() > _resumed_at(training)[0] + 800)
