@@ -87,11 +87,11 @@ def test_training_warns_of_one_folder_prepared_twice(
     pairs: FolderPairs, store: PairStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from pipelines.config import load_config
-    from pipelines.train.checks import warn_of_validation
+    from pipelines.train.checks import warn
 
     whole = make_store(pairs, tmp_path / "whole", crop_px=None, split="test")
     config = load_config("mobile", [f"data.train=[{{path: {store.root}}}]", f"data.val={whole.root}"])
     with caplog.at_level(logging.WARNING):
-        warn_of_validation(config)
+        warn(config)
     assert "3 of the 3 scenes of the validation have the names of scenes in" in caplog.text
     assert "(the first: 'a')" in caplog.text and "--holdout" in caplog.text
