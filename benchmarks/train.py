@@ -1,8 +1,8 @@
 """`nafnet train` against its own steps without Ray, and against a plain PyTorch trainer: speed, stops, PSNR.
 
     NAFNET_DATA=~/data python benchmarks/train.py        # photos in ~/data/sharp/bsds500; half an hour
-    NAFNET_DATA=~/data python benchmarks/train.py --quick            # all rows, PSNR after two minutes
-    NAFNET_DATA=~/data python benchmarks/train.py --only rates stops # of rates, stops, recovery, psnr
+    NAFNET_DATA=~/data python benchmarks/train.py --quick            # all rows, PSNR after one minute
+    NAFNET_DATA=~/data python benchmarks/train.py --only rates stops # of rates, stops, psnr
 
 Two workers of one thread, and two processes of one thread for each peer. Photos are blurred once; all train
 on the same crops, and are scored on whole other photos by the project's protocol. The plain trainer is
@@ -36,7 +36,7 @@ from pipelines.store import PairStore  # noqa: E402
 from pipelines.train.trainer import build_model  # noqa: E402
 from pipelines.workspace import Workspace  # noqa: E402
 
-_PARTS = ("rates", "stops", "recovery", "psnr")
+_PARTS = ("rates", "stops", "psnr")
 _WITHOUT_LIMIT = "budget={samples: 1000000000}"
 _WITHOUT_VALIDATION = "validation.times=0"
 _EVERY_STEP = "tracking.log_every_s=0.001"
@@ -46,23 +46,22 @@ _BARE_FLOOR, _PLAIN_FLOOR, _WAIT_LIMIT, _STOP_LIMIT, _FIRST_STEP_LIMIT_S = 0.93,
 _GAIN_FLOOR_DB = 0.1
 # Of the first seconds Ray's own actors still start.
 _SETTLING_S = 5.0
-_CHECKPOINT_EVERY_MIN, _STATED_EVERY_S, _WINDOW_STEPS = 0.1, 120.0, 10
-_RECOVERY_EVERY_MIN = 0.5
+_STOPS_S, _CHECKPOINT_EVERY_S, _STATED_EVERY_S, _WINDOW_STEPS = 45.0, 6.0, 120.0, 10
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", default="mobile", help="recipe of `nafnet train`")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, for the PSNR rows")
-    parser.add_argument("--seconds", type=float, default=30.0, help="length of one measurement of speed")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of one measurement of speed")
     parser.add_argument("--rounds", type=int, default=3, help="of the measurements of speed")
     parser.add_argument("--seed", type=int, default=0, help="of the PSNR rows' trainings")
     parser.add_argument("--data", type=Path, help="folder to make the stores in, or that has them already")
     parser.add_argument("--only", nargs="+", choices=_PARTS, default=_PARTS)
-    parser.add_argument("--quick", action="store_true", help="two minutes, one round of speed")
+    parser.add_argument("--quick", action="store_true", help="one minute, one round of speed")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    minutes, rounds = (2.0, 1) if options.quick else (options.minutes, options.rounds)
+    minutes, rounds = (1.0, 1) if options.quick else (options.minutes, options.rounds)
     with tempfile.TemporaryDirectory() as temporary:
         folder, place = options.data or Path(temporary), Path(temporary)
         stores.make_training_stores(folder)
@@ -72,9 +71,7 @@ def main() -> None:
         if "rates" in options.only:
             rows |= rate_rows(place, folder / "train", config, options.config, peer, options.seconds, rounds)
         if "stops" in options.only:
-            rows |= stop_rows(place, folder / "train", config, options.config)
-        if "recovery" in options.only:
-            rows |= recovery_rows(place, folder / "train", config, options.config)
+            rows |= stop_rows(place, folder / "train", config, options.config, _STOPS_S)
         if "psnr" in options.only:
             rows |= psnr_rows(place, folder, config, options.config, peer, minutes, options.seed)
     show(rows, as_json=options.json, versions={"torch": torch.__version__})
@@ -138,54 +135,43 @@ def rate_rows(
     }
 
 
-def stop_rows(place: Path, store: Path, config: RunConfig, recipe: str) -> Rows:
-    """What a checkpoint costs, from a run that writes many and logs every step."""
+def stop_rows(place: Path, store: Path, config: RunConfig, recipe: str, seconds: float) -> Rows:
+    """What a checkpoint costs, and a lost worker, in a run that writes many and logs every step."""
     overrides = [_WITHOUT_LIMIT, _WITHOUT_VALIDATION, _EVERY_STEP]
-    overrides += [f"checkpoint={{every_minutes: {_CHECKPOINT_EVERY_MIN}, keep: 1000}}"]
+    overrides += [f"checkpoint={{every_minutes: {_CHECKPOINT_EVERY_S / 60}, keep: 1000}}"]
     run = runs.TrainRun(place, "stops", recipe, store, overrides)
-    journal = run.wait_for(lambda rows: _span_s(rows) > 45, limit_s=_limit_s(45))
+    journal = run.wait_for(lambda rows: _span_s(rows) > seconds, limit_s=_limit_s(seconds))
     saved = {int(path.name) for path in (run.run_dir / "checkpoints").iterdir() if path.name.isdigit()}
-    run.stop()
-    batch, steps = config.stages[0].batch, runs.steps(journal)
-    times = {row.samples: row.time for row in steps if row.time > steps[0].time + _SETTLING_S}
-    after, others = [], []
+    batch, after, others = config.stages[0].batch, [], []
+    times = {row.samples: row.time for row in _settled(journal)}
     for samples, begin in times.items():
         end = times.get(samples + _WINDOW_STEPS * batch)
         if end is not None:
             (after if samples in saved else others).append(end - begin)
     assert after, "no checkpoint was written in the measured time"
     stopped_s = max(0.0, statistics.fmean(after) - statistics.fmean(others))
+    recovered_s, repeated = _recovery(run, batch)
+    run.stop()
     return {
         f"a checkpoint stops training for (mean of {len(after)})": row(stopped_s, "s"),
-        "of the time, at one every 2 minutes": row(stopped_s / _STATED_EVERY_S, "", at_most=_STOP_LIMIT),
-    }
-
-
-def recovery_rows(place: Path, store: Path, config: RunConfig, recipe: str) -> Rows:
-    """A training worker is killed with SIGKILL, a while after the second checkpoint."""
-    overrides = [_WITHOUT_LIMIT, _WITHOUT_VALIDATION, _EVERY_STEP]
-    overrides += [f"checkpoint.every_minutes={_RECOVERY_EVERY_MIN}"]
-    run = runs.TrainRun(place, "recovery", recipe, store, overrides)
-    seconds = _RECOVERY_EVERY_MIN * 60 * 1.5
-    journal = run.wait_for(lambda rows: _span_s(rows) > seconds, limit_s=_limit_s(seconds))
-    run.workers()[-1].kill()
-    killed_at = time.time()
-
-    def goes_on(rows: Sequence[runs.Row]) -> bool:
-        return bool(runs.steps(runs.since_resumed(rows)))
-
-    journal = run.wait_for(goes_on, limit_s=_START_LIMIT_S)
-    run.stop()
-    resumed = runs.since_resumed(journal)
-    before = runs.steps(journal[: len(journal) - len(resumed)])
-    recovered_s = runs.first_step_at(resumed, config.stages[0].batch) - killed_at
-    repeated = before[-1].samples - resumed[0].samples
-    return {
-        "a worker killed: until the next optimiser step": row(recovered_s, "s"),
-        f"the same: samples done again, a checkpoint every {_RECOVERY_EVERY_MIN:g} minutes": row(
+        "a checkpoint every 2 minutes, share of the time": row(
+            stopped_s / _STATED_EVERY_S, "", at_most=_STOP_LIMIT
+        ),
+        "a training worker killed: until the next optimiser step": row(recovered_s, "s"),
+        f"the same, a checkpoint every {_CHECKPOINT_EVERY_S:g} s: samples done again": row(
             repeated, "samples"
         ),
     }
+
+
+def _recovery(run: runs.TrainRun, batch: int) -> tuple[float, int]:
+    """Kill a worker with SIGKILL: seconds until the next optimiser step, and samples done again."""
+    run.workers()[-1].kill()
+    killed_at = time.time()
+    journal = run.wait_for(lambda rows: bool(runs.steps(runs.since_resumed(rows))), limit_s=_START_LIMIT_S)
+    resumed = runs.since_resumed(journal)
+    before = runs.steps(journal[: len(journal) - len(resumed)])
+    return runs.first_step_at(resumed, batch) - killed_at, before[-1].samples - resumed[0].samples
 
 
 def psnr_rows(
