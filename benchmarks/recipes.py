@@ -54,6 +54,7 @@ _BATCH_16 = ["stages=[{patch_px: 96, batch: 16}]"]
 _PATCH_64 = ["stages=[{patch_px: 64, batch: 16}]"]
 _L1 = ["optim.residual_scale=0.1", "loss={l1: 1.0}"]
 _MUON_L1, _ADAMW_L1 = [*_MUON, *_L1], [*_ADAMW, *_L1, "optim.betas=[0.9, 0.99]"]
+_ADAMW_4E3 = [*_ADAMW_L1, "optim.lr=4e-3"]
 VARIANTS: dict[str, list[str]] = {
     "paper": [],
     "paper, averaged": _EMA,
@@ -66,19 +67,19 @@ VARIANTS: dict[str, list[str]] = {
     "muon 4e-3, patch 64": [*_MUON, *_PATCH_64, "optim.lr=4e-3", "optim.residual_scale=0.1"],
     "muon 4e-3, l1": [*_MUON_L1, "optim.lr=4e-3"],
     "muon 8e-3, l1": [*_MUON_L1, "optim.lr=8e-3"],
-    "muon 12e-3, l1": [*_MUON_L1, "optim.lr=12e-3"],
-    "muon 8e-3, l1, batch 4": [*_MUON_L1, "stages=[{patch_px: 96, batch: 4}]", "optim.lr=8e-3"],
-    "muon 8e-3, l1, averaged 0.99": [*_MUON_L1, "optim.lr=8e-3", "optim.ema_decay=0.99"],
-    "muon 8e-3, l1, scales 0.3": [*_MUON_L1, "optim.lr=8e-3", "optim.residual_scale=0.3"],
-    "muon 8e-3, l1, betas 0.9 0.9": [*_MUON_L1, "optim.lr=8e-3", "optim.betas=[0.9, 0.9]"],
-    "muon 8e-3, charbonnier": [*_MUON_L1, "optim.lr=8e-3", "loss={charbonnier: 1.0}"],
-    "muon 8e-3, l1 and fft": [*_MUON_L1, "optim.lr=8e-3", "loss={l1: 1.0, fft: 0.5}"],
-    "muon 8e-3, l1, decay 0.01": [*_MUON_L1, "optim.lr=8e-3", "optim.weight_decay=0.01"],
-    "muon 8e-3, l1, patch 128": [*_MUON_L1, "optim.lr=8e-3", "stages=[{patch_px: 128, batch: 4}]"],
-    "muon 8e-3, l1, patch 64": [*_MUON_L1, "optim.lr=8e-3", "stages=[{patch_px: 64, batch: 8}]"],
     "adamw 2e-3, l1": [*_ADAMW_L1, "optim.lr=2e-3"],
     "adamw 4e-3, l1": [*_ADAMW_L1, "optim.lr=4e-3"],
     "adamw 8e-3, l1": [*_ADAMW_L1, "optim.lr=8e-3"],
+    "adamw 4e-3, l1 and fft": [*_ADAMW_4E3, "loss={l1: 1.0, fft: 0.5}"],
+    "adamw 4e-3, charbonnier": [*_ADAMW_4E3, "loss={charbonnier: 1.0}"],
+    "adamw 4e-3, l1, betas 0.9 0.9": [*_ADAMW_4E3, "optim.betas=[0.9, 0.9]"],
+    "adamw 4e-3, l1, batch 4": [*_ADAMW_4E3, "stages=[{patch_px: 96, batch: 4}]"],
+    "adamw 4e-3, l1, patch 64": [*_ADAMW_4E3, "stages=[{patch_px: 64, batch: 8}]"],
+    "adamw 4e-3, l1, patch 128": [*_ADAMW_4E3, "stages=[{patch_px: 128, batch: 4}]"],
+    "adamw 4e-3, l1, scales 0.3": [*_ADAMW_4E3, "optim.residual_scale=0.3"],
+    "adamw 4e-3, l1, scales 0": [*_ADAMW_4E3, "optim.residual_scale=0"],
+    "adamw 4e-3, l1, averaged 0.99": [*_ADAMW_4E3, "optim.ema_decay=0.99"],
+    "adamw 4e-3, l1, clip 0.01": [*_ADAMW_4E3, "optim.clip_norm=0.01"],
 }
 # Seconds a sample against `_START`, for (patch, global batch): measured by --rates, see short_recipe.md.
 _COSTS = {

@@ -11,7 +11,7 @@ convolutions are matrices too, and those of one shape go through the iteration t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -57,9 +57,8 @@ class MuonAdamW(torch.optim.Optimizer):
         self._adamw.state = self.state  # one state for both, so that one checkpoint holds all of it
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step of all parameters that have a gradient."""
-        assert closure is None, "not supported"
         for group in self.param_groups:
             if group["is_muon"]:
                 self._muon_step(group)
@@ -74,16 +73,17 @@ class MuonAdamW(torch.optim.Optimizer):
             if parameter.grad is not None:
                 by_shape.setdefault(tuple(parameter.shape), []).append(parameter)
         for (rows, *rest), parameters in by_shape.items():
-            grads = [parameter.grad for parameter in parameters]
+            cols = math.prod(rest)
+            grads = _stacked([parameter.grad for parameter in parameters])
             buffers = [self._buffer(parameter) for parameter in parameters]
-            torch._foreach_lerp_(buffers, grads, 1 - momentum)
-            ahead = torch._foreach_lerp(grads, buffers, momentum)
-            stacked = torch.stack(ahead).reshape(len(parameters), rows, math.prod(rest))
-            updates = orthogonalized(stacked.to(self._dtype)).to(stacked.dtype)
-            size = _ADAMW_RMS * math.sqrt(max(rows, math.prod(rest)))
-            if group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-            for parameter, update in zip(parameters, updates, strict=True):
+            kept = _stacked(buffers).lerp_(grads, 1 - momentum)
+            ahead = grads.lerp(kept, momentum).reshape(len(parameters), rows, cols)
+            updates = orthogonalized(ahead.to(self._dtype)).to(ahead.dtype)
+            size = _ADAMW_RMS * math.sqrt(max(rows, cols))
+            for parameter, buffer, value, update in zip(parameters, buffers, kept, updates, strict=True):
+                buffer.copy_(value)
+                if group["weight_decay"]:
+                    parameter.mul_(1 - lr * group["weight_decay"])
                 parameter.add_(update.reshape(parameter.shape), alpha=-lr * size)
 
     def _buffer(self, parameter: nn.Parameter) -> Tensor:
@@ -103,6 +103,10 @@ def orthogonalized(matrices: Tensor, *, num_iterations: int = _NUM_ITERATIONS) -
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.stack([tensor for tensor in tensors if tensor is not None])
 
 
 def _is_matrix(name: str, parameter: Tensor) -> bool:
