@@ -51,6 +51,7 @@ _EMA = ["optim.ema_decay=0.995"]
 _ADAMW = [*_EMA, "optim.clip_norm=1.0", "schedule.warmup_share=0.03", "optim.weight_decay=0"]
 _MUON = [*_ADAMW, "optim.kind=muon", "optim.betas=[0.9, 0.99]"]
 _BATCH_16 = ["stages=[{patch_px: 96, batch: 16}]"]
+_PATCH_64_8 = ["stages=[{patch_px: 64, batch: 8}]"]
 _PATCH_64 = ["stages=[{patch_px: 64, batch: 16}]"]
 _L1 = ["optim.residual_scale=0.1", "loss={l1: 1.0}"]
 _MUON_L1, _ADAMW_L1 = [*_MUON, *_L1], [*_ADAMW, *_L1, "optim.betas=[0.9, 0.99]"]
@@ -74,11 +75,15 @@ VARIANTS: dict[str, list[str]] = {
     "adamw 4e-3, charbonnier": [*_ADAMW_4E3, "loss={charbonnier: 1.0}"],
     "adamw 4e-3, l1, betas 0.9 0.9": [*_ADAMW_4E3, "optim.betas=[0.9, 0.9]"],
     "adamw 4e-3, l1, batch 4": [*_ADAMW_4E3, "stages=[{patch_px: 96, batch: 4}]"],
-    "adamw 4e-3, l1, patch 64": [*_ADAMW_4E3, "stages=[{patch_px: 64, batch: 8}]"],
+    "adamw 4e-3, l1, patch 64": [*_ADAMW_4E3, *_PATCH_64_8],
     "adamw 4e-3, l1, patch 128": [*_ADAMW_4E3, "stages=[{patch_px: 128, batch: 4}]"],
     "adamw 4e-3, l1, scales 0.3": [*_ADAMW_4E3, "optim.residual_scale=0.3"],
     "adamw 4e-3, l1, scales 0": [*_ADAMW_4E3, "optim.residual_scale=0"],
     "adamw 4e-3, l1, averaged 0.99": [*_ADAMW_4E3, "optim.ema_decay=0.99"],
+    "adamw 4e-3, l1, patch 64, scales 0": [*_ADAMW_4E3, *_PATCH_64_8, "optim.residual_scale=0"],
+    "adamw 4e-3, l1, patch 64, scales 0.03": [*_ADAMW_4E3, *_PATCH_64_8, "optim.residual_scale=0.03"],
+    "adamw 2e-3, l1, patch 64": [*_ADAMW_4E3, *_PATCH_64_8, "optim.lr=2e-3"],
+    "muon 4e-3, l1, patch 64": [*_MUON_L1, *_PATCH_64_8, "optim.lr=4e-3"],
     "adamw 4e-3, l1, clip 0.01": [*_ADAMW_4E3, "optim.clip_norm=0.01"],
 }
 # Seconds a sample against `_START`, for (patch, global batch): measured by --rates, see short_recipe.md.
