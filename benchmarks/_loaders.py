@@ -26,13 +26,14 @@ def write_png_lmdbs(store: PairStore, folder: Path) -> tuple[Path, Path]:
     with (
         lmdb.open(str(sides[0]), map_size=_MAP_BYTES) as lq,
         lmdb.open(str(sides[1]), map_size=_MAP_BYTES) as gt,
+        lq.begin(write=True) as into_lq,  # one for all: each is synced to the disk
+        gt.begin(write=True) as into_gt,
     ):
         for number in range(len(store)):
             pair = store.pair(number)
-            for env, image in ((lq, pair.lq), (gt, pair.gt)):
-                with env.begin(write=True) as transaction:
-                    _, png = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
-                    transaction.put(b"%08d" % number, png.tobytes())
+            for transaction, image in ((into_lq, pair.lq), (into_gt, pair.gt)):
+                _, png = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+                transaction.put(b"%08d" % number, png.tobytes())
     return sides
 
 

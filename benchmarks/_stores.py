@@ -21,6 +21,11 @@ from pipelines.store import MANIFEST, PairStore
 
 _SUFFIXES = (".lmdb", ".mdb", ".parquet")
 _SHARD_PAIRS = 256
+# Of those that scikit-image ships; split by photo.
+_PHOTOS = {
+    "train": ("chelsea.png", "coffee.png", "motorcycle_left.png", "brick.png", "grass.png", "gravel.png"),
+    "val": ("astronaut.png", "rocket.jpg"),
+}
 
 
 def make_stores(folder: Path, num_photos: int) -> None:
@@ -42,6 +47,41 @@ def make_pairs(folder: Path, num_photos: int) -> None:
     if not (folder / "pairs").is_dir():
         photos = sharp_photos(folder / "photos", num_photos)
         synth.run(synth.SynthConfig(sharp=photos, out=folder / "pairs"))
+
+
+def make_training_stores(folder: Path, num_test: int = 50) -> None:
+    """`train` and its peer's `basicsr`, 256² crops; `val`, whole photos of others. What is there is kept."""
+    data = os.environ.get("NAFNET_DATA")
+    photos = {"train": _bsds(Path(data), "train"), "val": _bsds(Path(data), "val")[:num_test]} if data else {}
+    for split, variants, seed in (("train", 4, 1), ("val", 1, 2)):
+        pairs, store = folder / "pairs" / split, folder / split
+        if store.is_dir():
+            continue
+        sharp = photos.get(split) or [_installed(name) for name in _PHOTOS[split]]
+        synth.run(synth.SynthConfig(sharp=sharp, out=pairs, variants=variants, seed=seed))
+        source = find_source(pairs, split="train")
+        shape = (
+            {"crop_px": 256, "stride_px": 128, "format": "lmdb", "codec": "raw"}
+            if split == "train"
+            else {"crop_px": None}
+        )
+        prepare.run(source, source.pairs(), prepare.PrepareConfig(out=store, use_ray=False, **shape))
+    if not (folder / "basicsr").is_dir():
+        loaders.write_png_lmdbs(PairStore(folder / "train"), folder / "basicsr")
+
+
+def _bsds(data: Path, split: str) -> list[Path]:
+    photos = sorted((data / "sharp" / "bsds500" / split).glob("*.jpg"))
+    if not photos:
+        raise SystemExit(f"no photos in {data / 'sharp' / 'bsds500'}: unset NAFNET_DATA to use shipped ones")
+    return photos
+
+
+def _installed(file: str) -> Path:
+    """A photo that scikit-image ships."""
+    import skimage
+
+    return Path(skimage.__file__).parent / "data" / file
 
 
 def sharp_photos(folder: Path, number: int) -> list[Path]:

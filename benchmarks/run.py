@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 
 _FOLDER = Path(__file__).resolve().parent
+_NOT_RUN = {"run.py", "recipes.py"}  # the latter is a search, of hours
 
 
 def main() -> None:
     lines = ["# Results", "", "Written by `make bench`. Ratios are against the peer in the same run.", ""]
     for script in sorted(_FOLDER.glob("[!_]*.py")):
-        if script.name == "run.py":
+        if script.name in _NOT_RUN:
             continue
         print(f"== {script.name}", flush=True)
         done = subprocess.run([sys.executable, str(script), "--json"], stdout=subprocess.PIPE, text=True)
