@@ -173,6 +173,10 @@ class CheckpointLedger:
         name = _EMA if _EMA in entry.digests else _MODEL
         return self.folder / entry.folder / name
 
+    def state(self, entry: Entry) -> dict[str, Any]:
+        """The JSON values that a checkpoint was saved with."""
+        return json.loads((self.folder / entry.folder / STATE).read_text())
+
     def restore(
         self, entry: Entry, *, model: NAFNet, ema: NAFNet | None, optimizer: torch.optim.Optimizer
     ) -> dict[str, Any]:
@@ -189,7 +193,7 @@ class CheckpointLedger:
             _load_optimizer(model, optimizer, load_file(str(folder / _OPTIM)))
         except (SafetensorError, KeyError) as error:
             raise InputError("the optimiser state does not fit", file=folder / _OPTIM, got=error) from error
-        return json.loads((folder / STATE).read_text())
+        return self.state(entry)
 
     def fault(self, entry: Entry) -> str | None:
         """What is wrong with a checkpoint's files, in a few words; None where they match their digests."""

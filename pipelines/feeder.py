@@ -20,7 +20,7 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def ray_batches(
     num_readers: int,
     reader_cpus: float,
     cache_gib: float = DEFAULT_CACHE_GIB,
-) -> Iterator[PatchBatch]:
+) -> Generator[PatchBatch, None, None]:
     """Batches of one rank over one span, in order, read by `num_readers` Ray actors.
 
     A reader or feeder that dies is replaced, and reading goes on where the worker is.

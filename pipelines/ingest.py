@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,10 @@ class Span:
     num_batches: int
     batch: int
     patch_px: int
+
+    def starts_like(self, other: Span) -> bool:
+        """Whether both have the same first batch, however many follow."""
+        return replace(self, num_batches=other.num_batches) == other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,31 +159,34 @@ def slice_numbers(span: Span, part: tuple[int, int], batches: NDArray[np.int64])
 class Begun:
     """Batches of which the first is fetched on a thread, while something else goes on."""
 
-    def __init__(self, batches: Iterator[PatchBatch]) -> None:
-        self._batches = batches
+    def __init__(self, span: Span, batches: Generator[PatchBatch, None, None]) -> None:
+        self.span, self._batches = span, batches
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="first-batch")
         self._first = self._pool.submit(next, batches, None)
         self._ahead: list[PatchBatch] = []
 
+    def close(self) -> None:
+        """End the reading of batches that nobody wants."""
+        self._first.result() if self._first is not None else None
+        self._batches.close()
+
     def rehearsed(self, count: int) -> Iterator[PatchBatch]:
         """The first `count`, which come again when the whole is gone through."""
-        for batch in itertools.islice(self._rest(), count):
+        while len(self._ahead) < count and (batch := self._next()) is not None:
             self._ahead.append(batch)
             yield batch
 
     def __iter__(self) -> Iterator[PatchBatch]:
-        while self._ahead:
-            yield self._ahead.pop(0)
-        yield from self._rest()
+        # Not `yield from`: whoever drops this iterator half-way would close the batches with it.
+        while (batch := self._ahead.pop(0) if self._ahead else self._next()) is not None:
+            yield batch
 
-    def _rest(self) -> Iterator[PatchBatch]:
-        if self._first is not None:
-            first, self._first = self._first.result(), None
-            self._pool.shutdown()
-            if first is None:
-                return
-            yield first
-        yield from self._batches
+    def _next(self) -> PatchBatch | None:
+        if self._first is None:
+            return next(self._batches, None)
+        first, self._first = self._first.result(), None
+        self._pool.shutdown()
+        return first
 
 
 class Stopwatch:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from nafnet_core import CapabilityError
+from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig, StageSection
 from pipelines.files import write_json
 from pipelines.ingest import Begun, Span, Stopwatch
@@ -60,16 +61,13 @@ def train(config: RunConfig, context: TrainContext) -> None:
         CapabilityError: the last checkpoint could not be written.
         PeerLostError: another worker is gone or stuck.
     """
+    begun = _begun(config, context)
     trainer = Trainer(config, context)
     resumed = trainer.resume()
     if trainer.total_samples is None:
         trainer.total_samples = _samples_of(config, context)
-    # Readers take seconds to start: meanwhile there is enough to do.
-    if trainer.total_samples is None:
-        begun = Begun(context.batches(replace(_first_span(config.stages[0]), num_batches=_ENDLESS)))
-    else:
-        rest = spans(config, trainer.total_samples, trainer.samples)
-        begun = Begun(context.batches(rest[0])) if rest else None
+    elif begun is None and (rest := spans(config, trainer.total_samples, trainer.samples)):
+        begun = context.begin(rest[0])
     for stage in config.stages:
         trainer.pin_micro_batch(stage.patch_px, stage.batch)
     trainer.warm_up(min(64, config.stages[0].patch_px), context.world_size, _WARMUP_STEPS)
@@ -77,6 +75,9 @@ def train(config: RunConfig, context: TrainContext) -> None:
         assert begun is not None
         trainer.total_samples = _timed_samples(trainer, begun)
     left = spans(config, trainer.total_samples, trainer.samples)
+    if begun is not None and not (left and begun.span.starts_like(left[0])):
+        begun.close()  # the newest checkpoint was damaged
+        begun = None
     end = left[-1].start + left[-1].num_batches * left[-1].batch if left else trainer.samples
     with contextlib.closing(Journal(context, config.tracking.log_every_s)) as journal:
         run = _Run(trainer, journal, end)
@@ -112,13 +113,13 @@ class _Run:
         self._score_what_was_missed()
         for span, following in zip_longest(left, left[1:]):
             watch = Stopwatch()
-            batches, begun = begun or Begun(context.batches(span)), None
+            batches, begun = begun or context.begin(span), None
             next_at = span.start + max(1, span.num_batches - _AHEAD_BATCHES) * span.batch
             for batch in watch.over(islice(batches, span.num_batches)):
                 num_skipped = trainer.skipped
                 result = trainer.step(batch, span.batch, self._end)
                 if following is not None and trainer.samples == next_at:
-                    begun = Begun(context.batches(following))
+                    begun = context.begin(following)
                 if trainer.skipped > num_skipped:
                     numbers = f"samples {trainer.samples - span.batch} to {trainer.samples - 1}"
                     self._journal.write(trainer.samples, {}, event=f"step skipped, not finite: {numbers}")
@@ -129,6 +130,10 @@ class _Run:
                     self._journal.write(trainer.samples, _waiting(context, watch), event="stopped")
                     self._take_scores(wait=True)
                     return
+            assert trainer.samples == span.start + span.num_batches * span.batch, (
+                f"{trainer.samples} of {span}"
+            )
+            batches.close()
             self._journal.write(trainer.samples, _waiting(context, watch))
         if self._saved_samples != trainer.samples or not trainer.saver.ledger.entries():
             self._save()
@@ -194,6 +199,18 @@ class _Run:
                 self._trainer.saver.score(samples, scores["val/psnr_db"])
 
 
+def _begun(config: RunConfig, context: TrainContext) -> Begun | None:
+    """Batches of what the ledger says comes first; readers take seconds, in which there is enough to do."""
+    ledger = CheckpointLedger(context.run_dir)
+    newest, total = ledger.newest(), _samples_of(config, context)
+    if newest is not None:
+        left = [] if total is None else spans(config, total, newest.samples)
+        return context.begin(left[0]) if left else None
+    if total is not None:
+        return context.begin(spans(config, total, 0)[0])
+    return context.begin(replace(_first_span(config.stages[0]), num_batches=_ENDLESS))
+
+
 def _samples_of(config: RunConfig, context: TrainContext) -> int | None:
     """The budget in samples; None of one in minutes."""
     if config.budget.epochs is not None:
@@ -209,7 +226,7 @@ def _timed_samples(trainer: Trainer, begun: Begun) -> int:
     seconds = max(minutes * 60 - validations, minutes * 60 * _MIN_TRAINING_SHARE)
     samples = 0.0
     for number, stage in enumerate(config.stages):
-        batches = begun if number == 0 else Begun(trainer.context.batches(_first_span(stage)))
+        batches = begun if number == 0 else trainer.context.begin(_first_span(stage))
         samples += seconds * stage.share / _seconds_a_sample(trainer, stage, batches)
     return round(samples)
 

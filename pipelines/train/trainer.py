@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +32,7 @@ from nafnet_core.perceptual import PerceptualLoss, read_features
 from nafnet_core.schedules import learning_rate
 from pipelines.checkpoint import CheckpointLedger, Snapshot
 from pipelines.config import ModelSection, RunConfig
-from pipelines.ingest import PatchBatch, Span
+from pipelines.ingest import Begun, PatchBatch, Span
 from pipelines.plan import rank_slice
 from pipelines.train.initial import load_initial
 from pipelines.train.micro_batch import fitting_micro_batch
@@ -62,7 +62,7 @@ class TrainContext:
     device: torch.device
     run_dir: Path
     """The run's storage; every worker sees the same."""
-    batches: Callable[[Span], Iterator[PatchBatch]]
+    batches: Callable[[Span], Generator[PatchBatch, None, None]]
     """This rank's slices of the global batches of a span."""
     epoch_samples: int
     store_digests: tuple[str, ...]
@@ -71,6 +71,10 @@ class TrainContext:
     """Whether scores are taken beside the training, else by the workers, training standing still."""
     beside: Beside | None = None
     """Takes them, on rank 0."""
+
+    def begin(self, span: Span) -> Begun:
+        """Start reading a span, and go on meanwhile."""
+        return Begun(span, self.batches(span))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

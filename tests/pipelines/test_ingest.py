@@ -152,7 +152,12 @@ def test_stopwatch_counts_only_the_waiting(monkeypatch: pytest.MonkeyPatch) -> N
 def test_batches_that_were_rehearsed_come_again() -> None:
     none = np.empty((0, 16, 16, 3), np.uint8)
     batches = [PatchBatch(samples=np.array([number]), lq=none, gt=none) for number in range(5)]
-    begun = Begun(iter(batches))
+    span = Span(start=0, num_batches=5, batch=1, patch_px=16)
+    begun = Begun(span, (batch for batch in batches))
     assert list(begun.rehearsed(2)) == batches[:2]
     assert list(begun) == batches
-    assert list(Begun(iter(batches))) == batches and list(Begun(iter(()))) == []
+    assert list(Begun(span, (batch for batch in batches))) == batches
+    assert list(Begun(span, (batch for batch in batches[:0]))) == []
+    unwanted = Begun(span, (batch for batch in batches))
+    unwanted.close()
+    assert list(unwanted) == batches[:1]

@@ -86,6 +86,23 @@ def test_it_learns(tmp_path: Path) -> None:
     assert json.loads((tmp_path / RESULT).read_text()) == {"samples": 400, "skipped": 0}
 
 
+def test_minutes_become_samples_once(tmp_path: Path) -> None:
+    config = _config(
+        budget={"minutes": 0.02},
+        stages=[{"share": 0.5, "patch_px": 16, "batch": 4}, {"share": 0.5, "patch_px": 32, "batch": 4}],
+    )
+    train(config, _context(tmp_path / "whole"))
+    total = json.loads((tmp_path / "whole" / RESULT).read_text())["samples"]
+    assert total >= 8
+    train(config, _context(tmp_path / "parts", stop_at=4))
+    ledger = CheckpointLedger(tmp_path / "parts")
+    budget = ledger.state(ledger.entries()[-1])["total_samples"]
+    (tmp_path / "parts" / STOP).unlink(missing_ok=True)
+    train(config, _context(tmp_path / "parts"))
+    end = sum(span.num_batches * span.batch for span in spans(config, budget, 0))
+    assert json.loads((tmp_path / "parts" / RESULT).read_text())["samples"] == end
+
+
 def test_rate_falls_with_the_epochs(tmp_path: Path) -> None:
     # An epoch has 100 samples here, a batch 4.
     schedule = {"kind": "step", "step_epochs": 0.5, "decay": 0.1}
