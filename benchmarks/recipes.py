@@ -1,9 +1,9 @@
 """What a training recipe of minutes is worth: variants of one recipe, each with the samples of the same time.
 
     python benchmarks/recipes.py --list
-    python benchmarks/recipes.py plain clip muon --data ~/stores --share 0.25      # a quarter of ten minutes
+    python benchmarks/recipes.py "adamw 2e-3, l1" "adamw 4e-3, l1" --data ~/stores --share 0.25
     python benchmarks/recipes.py mobile --data ~/stores --seeds 0 1                # a shipped recipe, in full
-    python benchmarks/recipes.py muon --set optim.lr=4e-3 --images 25
+    python benchmarks/recipes.py "adamw 4e-3, l1" --set optim.lr=3e-3 --images 25
 
 `--data` holds `train` and `val`, stores of `nafnet prepare`. It is the product's own trainer in one process,
 without Ray, on the samples that the plan gives, so its result does not depend on how busy a machine is: the
@@ -49,25 +49,15 @@ _START = [
 ]
 _EMA = ["optim.ema_decay=0.995"]
 _ADAMW = [*_EMA, "optim.clip_norm=1.0", "schedule.warmup_share=0.03", "optim.weight_decay=0"]
-_MUON = [*_ADAMW, "optim.kind=muon", "optim.betas=[0.9, 0.99]"]
-_BATCH_16 = ["stages=[{patch_px: 96, batch: 16}]"]
-_PATCH_64_8 = ["stages=[{patch_px: 64, batch: 8}]"]
-_PATCH_64 = ["stages=[{patch_px: 64, batch: 16}]"]
+_PATCH_64 = ["stages=[{patch_px: 64, batch: 8}]"]
 _L1 = ["optim.residual_scale=0.1", "loss={l1: 1.0}"]
-_MUON_L1, _ADAMW_L1 = [*_MUON, *_L1], [*_ADAMW, *_L1, "optim.betas=[0.9, 0.99]"]
+_ADAMW_L1 = [*_ADAMW, *_L1, "optim.betas=[0.9, 0.99]"]
 _ADAMW_4E3 = [*_ADAMW_L1, "optim.lr=4e-3"]
 VARIANTS: dict[str, list[str]] = {
     "paper": [],
     "paper, averaged": _EMA,
     "adamw 1e-3": _ADAMW,
     "adamw 2e-3, scales 0.1": [*_ADAMW, "optim.lr=2e-3", "optim.residual_scale=0.1"],
-    "muon 2e-3": [*_MUON, "optim.lr=2e-3"],
-    "muon 2e-3, scales 0.1": [*_MUON, "optim.lr=2e-3", "optim.residual_scale=0.1"],
-    "muon 4e-3, scales 0.1": [*_MUON, "optim.lr=4e-3", "optim.residual_scale=0.1"],
-    "muon 4e-3, batch 16": [*_MUON, *_BATCH_16, "optim.lr=4e-3", "optim.residual_scale=0.1"],
-    "muon 4e-3, patch 64": [*_MUON, *_PATCH_64, "optim.lr=4e-3", "optim.residual_scale=0.1"],
-    "muon 4e-3, l1": [*_MUON_L1, "optim.lr=4e-3"],
-    "muon 8e-3, l1": [*_MUON_L1, "optim.lr=8e-3"],
     "adamw 2e-3, l1": [*_ADAMW_L1, "optim.lr=2e-3"],
     "adamw 4e-3, l1": [*_ADAMW_L1, "optim.lr=4e-3"],
     "adamw 8e-3, l1": [*_ADAMW_L1, "optim.lr=8e-3"],
@@ -75,15 +65,14 @@ VARIANTS: dict[str, list[str]] = {
     "adamw 4e-3, charbonnier": [*_ADAMW_4E3, "loss={charbonnier: 1.0}"],
     "adamw 4e-3, l1, betas 0.9 0.9": [*_ADAMW_4E3, "optim.betas=[0.9, 0.9]"],
     "adamw 4e-3, l1, batch 4": [*_ADAMW_4E3, "stages=[{patch_px: 96, batch: 4}]"],
-    "adamw 4e-3, l1, patch 64": [*_ADAMW_4E3, *_PATCH_64_8],
+    "adamw 4e-3, l1, patch 64": [*_ADAMW_4E3, *_PATCH_64],
     "adamw 4e-3, l1, patch 128": [*_ADAMW_4E3, "stages=[{patch_px: 128, batch: 4}]"],
     "adamw 4e-3, l1, scales 0.3": [*_ADAMW_4E3, "optim.residual_scale=0.3"],
     "adamw 4e-3, l1, scales 0": [*_ADAMW_4E3, "optim.residual_scale=0"],
     "adamw 4e-3, l1, averaged 0.99": [*_ADAMW_4E3, "optim.ema_decay=0.99"],
-    "adamw 4e-3, l1, patch 64, scales 0": [*_ADAMW_4E3, *_PATCH_64_8, "optim.residual_scale=0"],
-    "adamw 4e-3, l1, patch 64, scales 0.03": [*_ADAMW_4E3, *_PATCH_64_8, "optim.residual_scale=0.03"],
-    "adamw 2e-3, l1, patch 64": [*_ADAMW_4E3, *_PATCH_64_8, "optim.lr=2e-3"],
-    "muon 4e-3, l1, patch 64": [*_MUON_L1, *_PATCH_64_8, "optim.lr=4e-3"],
+    "adamw 4e-3, l1, patch 64, scales 0": [*_ADAMW_4E3, *_PATCH_64, "optim.residual_scale=0"],
+    "adamw 4e-3, l1, patch 64, scales 0.03": [*_ADAMW_4E3, *_PATCH_64, "optim.residual_scale=0.03"],
+    "adamw 2e-3, l1, patch 64": [*_ADAMW_4E3, *_PATCH_64, "optim.lr=2e-3"],
     "adamw 4e-3, l1, clip 0.01": [*_ADAMW_4E3, "optim.clip_norm=0.01"],
 }
 # Seconds a sample against `_START`, for (patch, global batch): measured by --rates, see short_recipe.md.
@@ -92,8 +81,6 @@ _COSTS = {
     (96, 4): 1.218, (96, 8): 1.0, (96, 16): 0.864,
     (128, 4): 1.832, (128, 8): 1.537, (128, 16): 1.673,
 }  # fmt: skip
-_MUON_STEP_S = 0.010
-_SHAPES = [(96, 8), *(shape for shape in _COSTS if shape != (96, 8))]  # the first is also Muon's
 
 
 def main() -> None:
@@ -145,11 +132,9 @@ def _config(name: str, overrides: Sequence[str], data: Path) -> RunConfig:
 
 
 def budget(config: RunConfig, share: float) -> int:
-    """Samples of the same time, whatever the patch, the batch and the optimiser."""
+    """Samples of the same time, whatever the patch and the batch."""
     seconds_each = 1 / (_SAMPLES / 600)
     cost = sum(stage.share * _COSTS[stage.patch_px, stage.batch] for stage in config.stages) * seconds_each
-    if config.optim.kind == "muon":
-        cost += sum(stage.share / stage.batch for stage in config.stages) * _MUON_STEP_S
     return round(share * 600 / cost)
 
 
@@ -211,28 +196,22 @@ def _context(run_dir: Path, batches: Any = None) -> TrainContext:
 def _print_rates() -> None:
     """Steps of one worker of two: one thread, half of the batch; in turns, the median of each."""
     torch.set_num_threads(1)
+    times: dict[tuple[int, int], list[float]] = {shape: [] for shape in _COSTS}
     with tempfile.TemporaryDirectory() as run_dir:
-        trainers, times = {}, {}
-        for kind in ("adamw", "muon"):
-            config = load_config(_BASE_RECIPE, [*_START, *_EMA, f"optim.kind={kind}"])
-            trainers[kind] = Trainer(config, _context(Path(run_dir)))
+        trainer = Trainer(load_config(_BASE_RECIPE, [*_START, *_EMA]), _context(Path(run_dir)))
         for turn in range(8):
-            for kind, trainer in trainers.items():
-                for patch_px, batch in _SHAPES if kind == "adamw" else _SHAPES[:1]:
-                    noise = np.random.default_rng(0).integers(
-                        0, 256, (batch // 2, patch_px, patch_px, 3), np.uint8
-                    )
-                    half = PatchBatch(samples=np.arange(batch // 2), lq=noise, gt=255 - noise)
-                    start = time.perf_counter()
-                    trainer.step(half, batch // 2, 10**6)
-                    if turn:
-                        times.setdefault((kind, patch_px, batch), []).append(time.perf_counter() - start)
-    first = np.median(times["adamw", 96, 8]) / 8
-    for (kind, patch_px, batch), seconds in times.items():
-        each = np.median(seconds) / batch
-        print(
-            f"{kind:6} {patch_px:4} {batch:3}  {np.median(seconds) * 1e3:7.1f} ms a step  {each / first:.3f}"
-        )
+            for (patch_px, batch), seconds in times.items():
+                shape = (batch // 2, patch_px, patch_px, 3)
+                noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+                half = PatchBatch(samples=np.arange(batch // 2), lq=noise, gt=255 - noise)
+                start = time.perf_counter()
+                trainer.step(half, batch // 2, 10**6)
+                if turn:
+                    seconds.append(time.perf_counter() - start)
+    first = np.median(times[96, 8]) / 8
+    for (patch_px, batch), seconds in times.items():
+        step_s = float(np.median(seconds))
+        print(f"{patch_px:4} {batch:3}  {step_s * 1e3:7.1f} ms a step  {step_s / batch / first:.3f}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pipelines.train.summary import Summary
 
 _MIB_A_GIB = 1024
-_OPTIMISERS = {"adamw": "AdamW", "muon": "Muon for matrices, AdamW for the rest"}
 
 
 def print_result(settings: RunConfig, place: Workspace, result: TrainResult) -> None:
@@ -79,7 +78,7 @@ def print_dry_run(recipe: str, settings: RunConfig, trial: DryRun) -> None:
         ("loss", " + ".join(f"{weight:g} × {name}" for name, weight in settings.loss.items())),
         (
             "optimiser",
-            f"{_OPTIMISERS[optim.kind]}, betas {optim.betas[0]:g} and {optim.betas[1]:g}, weight decay {optim.weight_decay:g}, "
+            f"AdamW, betas {optim.betas[0]:g} and {optim.betas[1]:g}, weight decay {optim.weight_decay:g}, "
             f"{f'norm clipped at {optim.clip_norm:g}' if optim.clip_norm else 'no clipping'}",
         ),
         ("average of weights", f"decay {optim.ema_decay:g}" if optim.ema_decay else "none"),

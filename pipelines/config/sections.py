@@ -92,10 +92,8 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimSection(Section):
-    """The optimiser, and what becomes of its steps."""
+    """AdamW (Loshchilov & Hutter 2019)."""
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    """AdamW (Loshchilov & Hutter 2019); or Muon for matrices, AdamW for the rest (`nafnet_core.optim`)."""
     lr: float = Field(1e-3, gt=0)
     betas: tuple[_Decay, _Decay] = (0.9, 0.9)
     weight_decay: float = Field(1e-3, ge=0)

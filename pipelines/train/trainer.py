@@ -27,7 +27,6 @@ from torch.nn.parallel import DistributedDataParallel
 from nafnet_core import InputError
 from nafnet_core.losses import Loss, mixed_loss, psnr_loss
 from nafnet_core.model import PRESETS, NAFNet, NAFNetConfig, randomize_residual_scales
-from nafnet_core.optim import MuonAdamW
 from nafnet_core.perceptual import PerceptualLoss, read_features
 from nafnet_core.schedules import learning_rate
 from pipelines.checkpoint import CheckpointLedger, Snapshot
@@ -100,22 +99,6 @@ def build_model(section: ModelSection) -> NAFNet:
         raise InputError("not a network", got=error) from error
 
 
-def build_optimizer(config: RunConfig, model: NAFNet) -> torch.optim.Optimizer:
-    """The optimiser that a recipe names, of all of the network's parameters."""
-    optim = config.optim
-    if optim.kind == "muon":
-        return MuonAdamW(
-            model.named_parameters(),
-            lr=optim.lr,
-            betas=optim.betas,
-            weight_decay=optim.weight_decay,
-            dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
-        )
-    return torch.optim.AdamW(
-        model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
-    )
-
-
 def build_loss(config: RunConfig, device: torch.device) -> Loss:
     """The weighted sum that a recipe names. Raises `InputError` where the perceptual loss has no weights."""
     if "perceptual" not in config.loss:
@@ -152,7 +135,13 @@ class Trainer:
         if config.model.init is not None:
             load_initial(self.model, context.run_dir)
         self.ema = copy.deepcopy(self.model).requires_grad_(False) if config.optim.ema_decay else None
-        self.optimizer = build_optimizer(config, self.model)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.optim.lr,
+            betas=config.optim.betas,
+            weight_decay=config.optim.weight_decay,
+            fused=True,
+        )
         self.loss = build_loss(config, context.device)
         self.saver = Saver(CheckpointLedger(context.run_dir, keep=config.checkpoint.keep))
         self.total_samples: int | None = None
