@@ -84,6 +84,26 @@ def test_a_driver_that_is_killed_goes_on_by_the_same_command(
     _assert_same(whole, training)
 
 
+def test_a_run_that_goes_on_with_fewer_workers_ends_near(store: Path, tmp_path: Path) -> None:
+    """Fewer workers sum gradients in another order; the promise is the score, not the weights."""
+    whole = Training(tmp_path / "whole", store, "--val", store)
+    whole.run()
+    parts = Training(tmp_path / "parts", store, "--val", store)
+    parts.start()
+    parts.wait_for(lambda: parts.seen() > 800)
+    assert parts.process is not None
+    parts.process.send_signal(signal.SIGINT)
+    assert "all state is saved" in parts.finish(code=130)
+    alone = Training(tmp_path / "parts", store, "--val", store, "--set", "scaling.num_workers=1")
+    alone.run()
+    assert [row["metrics"]["workers"] for row in alone.rows() if "workers" in row["metrics"]] == [2, 1]
+    final = [
+        [row["metrics"]["val/psnr_db"] for row in training.rows() if "val/psnr_db" in row["metrics"]][-1]
+        for training in (whole, alone)
+    ]
+    assert abs(final[0] - final[1]) < 0.05 and final[0] > 20
+
+
 def test_a_worker_that_hangs_is_named_and_replaced(
     store: Path, whole: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
