@@ -149,7 +149,7 @@ def test_impossible_training_is_refused_before_any_time_is_spent(run: Run, pairs
     train = ("train", "--config", "mobile", "--data", "store")
     _refused(run("train", "--config", "mobile"), 2, "no training data")
     _refused(run("train", "--config", "mobile", "--data", "nowhere"), 2, "no such store")
-    _refused(run(*train), 2, "patches are larger", "64 px", "128 px")
+    _refused(run(*train, "--set", "stages.0.patch_px=128"), 2, "patches are larger", "64 px", "128 px")
     _refused(run(*train, "--set", "stages=[{patch_px: 60}]"), 2, "multiple of 8")
     _refused(run(*train, "--set", "stages=[{patch_px: 64, batch: 1}]"), 2, "batch of 1", "2 workers")
     _refused(run(*train, "--set", "budget.samples=0"), 2, "budget.samples")

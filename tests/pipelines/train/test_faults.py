@@ -46,17 +46,12 @@ def _resumed_at(training: Training) -> list[int]:
     return [row["samples"] for row in training.rows() if row.get("event") == "resumed"]
 
 
-def test_readers_and_workers_that_are_killed_are_replaced(
+def test_workers_that_are_killed_are_replaced(
     store: Path, whole: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     training = Training(tmp_path, store)
     training.start()
-    training.wait_for(lambda: training.seen() > 400)
-    # A reader: its worker goes on by itself.
-    training.readers()[0].kill()
-    training.wait_for(lambda: training.seen() > 1000)
-    assert not _resumed_at(training)
-    assert any("a reader died" in log.read_text() for log in (training.run_dir / "logs").glob("rank*.log"))
+    training.wait_for(lambda: training.seen() > 800)
     training.signal_rank(1, signal.SIGKILL)
     training.wait_for(lambda: len(_resumed_at(training)) == 1)
     training.wait_for(lambda: training.seen() > _resumed_at(training)[0] + 800)
@@ -66,6 +61,21 @@ def test_readers_and_workers_that_are_killed_are_replaced(
     assert "workers were lost: rank 0: its process or node died" in printed
     assert len(_resumed_at(training)) == 2
     _assert_same(whole, training)
+
+
+def test_a_reader_that_is_killed_is_replaced_by_its_worker(store: Path, tmp_path: Path) -> None:
+    training = Training(tmp_path, store, "--set", "budget.samples=1000000")  # more than is read ahead
+    training.start()
+    training.wait_for(lambda: training.seen() > 400)
+    training.readers()[0].kill()
+    logs = training.run_dir / "logs"
+    training.wait_for(lambda: any("a reader died" in log.read_text() for log in logs.glob("rank*.log")))
+    seen = training.seen()
+    training.wait_for(lambda: training.seen() > seen + 400)
+    assert not _resumed_at(training)
+    assert training.process is not None
+    training.process.send_signal(signal.SIGINT)
+    training.finish(code=130)
 
 
 def test_a_driver_that_is_killed_goes_on_by_the_same_command(
