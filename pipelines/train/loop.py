@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import statistics
 import time
 from dataclasses import replace
-from itertools import islice, zip_longest
+from itertools import cycle, islice, zip_longest
 
 import torch
 import torch.distributed as dist
@@ -24,7 +26,9 @@ from pipelines.train.trainer import TrainContext, Trainer
 from pipelines.train.validation import chosen_images, mean_scores, score_images
 
 _WARMUP_STEPS = 2
-_REHEARSED_STEPS, _UNTIMED_STEPS = 10, 2
+_REHEARSED_STEPS = 8
+# Of a budget in minutes, and at most.
+_REHEARSED_SHARE, _REHEARSED_S = 0.05, 15.0
 _ENDLESS = 2**40  # batches, until it is known how many there will be
 _MIN_TRAINING_SHARE = 0.3  # of a budget in minutes, however long validating takes
 # Requests to stop are looked for at the same step on all ranks, so this counts steps and not seconds.
@@ -236,12 +240,17 @@ def _first_span(stage: StageSection) -> Span:
 
 
 def _seconds_a_sample(trainer: Trainer, stage: StageSection, batches: Begun) -> float:
-    """Time a few batches of a stage as the run will meet them, readers at work beside."""
-    rehearsed = batches.rehearsed(_REHEARSED_STEPS)
-    return (
-        _slowest(trainer.rehearse(rehearsed, stage.batch, untimed=_UNTIMED_STEPS), trainer.context)
-        / stage.batch
-    )
+    """Time steps of a stage, a few batches taken again and again: in the first seconds Ray still starts.
+
+    The median, so that what else a machine does now and then is left out.
+    """
+    context, minutes = trainer.context, trainer.config.budget.minutes
+    assert minutes is not None
+    few = list(batches.rehearsed(_REHEARSED_STEPS))
+    rough_s = _slowest(statistics.median(trainer.rehearse(few, stage.batch)), context)
+    seconds = min(_REHEARSED_S, _REHEARSED_SHARE * minutes * 60) * stage.share
+    more = trainer.rehearse(islice(cycle(few), 1 + math.ceil(seconds / rough_s)), stage.batch)
+    return _slowest(statistics.median(more[len(more) // 2 :]), context) / stage.batch
 
 
 def _validation_seconds(trainer: Trainer) -> float:

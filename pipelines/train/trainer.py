@@ -12,8 +12,9 @@ import importlib.util
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -175,19 +176,24 @@ class Trainer:
             self.accumulate(PatchBatch(samples=np.arange(start, stop), lq=noise, gt=255 - noise), batch)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def rehearse(self, batches: Iterator[PatchBatch], global_batch: int, *, untimed: int) -> float:
-        """Forward and backward on real batches, changing nothing.
+    def rehearse(self, batches: Iterable[PatchBatch], global_batch: int) -> list[float]:
+        """Whole steps on real batches that change nothing: at a rate of 0, and the moments are dropped.
 
         Returns:
-            Mean seconds a batch, waiting for it included, after the first `untimed`.
+            Seconds of each step, waiting for its batch included.
         """
-        begin, number = time.perf_counter(), 0
-        for number, batch in enumerate(batches, start=1):
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        times = [time.perf_counter()]
+        for batch in batches:
             self.accumulate(batch, global_batch)
-            if number == untimed:
-                begin = time.perf_counter()
-        self.optimizer.zero_grad(set_to_none=True)
-        return (time.perf_counter() - begin) / (number - untimed)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm or math.inf)
+            self.optimizer.step()
+            self._average()
+            self.optimizer.zero_grad(set_to_none=True)
+            times.append(time.perf_counter())
+        self.optimizer.state.clear()
+        return [end - begin for begin, end in pairwise(times)]
 
     def pin_micro_batch(self, patch_px: int, global_batch: int) -> None:
         """Find out how many samples of a stage fit into one pass, unless the recipe or a checkpoint says."""

@@ -66,6 +66,20 @@ def test_minutes_become_samples_once(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "parts" / RESULT).read_text())["samples"] == end
 
 
+def test_a_rehearsal_changes_nothing(tmp_path: Path) -> None:
+    optim = {"lr": 5e-3, "weight_decay": 0.1, "ema_decay": 0.9, "residual_scale": 0.3}
+    trainer = Trainer(tiny.config(optim=optim), _context(tmp_path))
+    assert trainer.ema is not None
+    networks = (trainer.model, trainer.ema)
+    before = [{name: value.clone() for name, value in network.state_dict().items()} for network in networks]
+    span = Span(start=0, num_batches=3, batch=4, patch_px=tiny.SIDE_PX)
+    seconds = trainer.rehearse(tiny.batches(span), span.batch)
+    assert len(seconds) == 3 and min(seconds) > 0
+    for network, weights in zip(networks, before, strict=True):
+        assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    assert not trainer.optimizer.state and trainer.samples == trainer.steps == 0
+
+
 def test_rate_falls_with_the_epochs(tmp_path: Path) -> None:
     # An epoch has 100 samples here, a batch 4.
     schedule = {"kind": "step", "step_epochs": 0.5, "decay": 0.1}
