@@ -9,25 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 _ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(_ROOT))
+
+from pipelines.tracking import Row, read_rows  # noqa: E402
+
 _POLL_S = 0.2
 _WORKER_TITLE = "RayTrainWorker"  # what Ray calls the processes of a training group
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """A line of the journal."""
-
-    time: float
-    samples: int
-    metrics: dict[str, float]
-    event: str | None
 
 
 class TrainRun:
@@ -48,12 +41,8 @@ class TrainRun:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment)
 
     def rows(self) -> list[Row]:
-        """The journal so far; a line that is being written is left out."""
-        if not self._journal.is_file():
-            return []
-        lines = self._journal.read_text().splitlines(keepends=True)
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [Row(**{"event": None, **row}) for row in rows]
+        """The journal so far."""
+        return read_rows(self._journal)
 
     def wait_for(self, reached: Callable[[list[Row]], bool], *, limit_s: float) -> list[Row]:
         """The journal, once `reached` says so of it."""
@@ -104,7 +93,7 @@ def first_step_at(rows: Sequence[Row], batch: int) -> float:
     """Time at which the first step of a run was done, as its first row implies."""
     begin = next(row for row in rows if row.event in ("started", "resumed"))
     row = steps(rows)[0]
-    return row.time - (row.samples - begin.samples - batch) / row.metrics["train/samples_per_s"]
+    return row.time_s - (row.samples - begin.samples - batch) / row.metrics["train/samples_per_s"]
 
 
 def torchrun(script: str, arguments: Sequence[str]) -> dict[str, float]:

@@ -143,7 +143,7 @@ def stop_rows(place: Path, store: Path, config: RunConfig, recipe: str, seconds:
     journal = run.wait_for(lambda rows: _span_s(rows) > seconds, limit_s=_limit_s(seconds))
     saved = {int(path.name) for path in (run.run_dir / "checkpoints").iterdir() if path.name.isdigit()}
     batch, after, others = config.stages[0].batch, [], []
-    times = {row.samples: row.time for row in _settled(journal)}
+    times = {row.samples: row.time_s for row in _settled(journal)}
     for samples, begin in times.items():
         end = times.get(samples + _WINDOW_STEPS * batch)
         if end is not None:
@@ -189,7 +189,7 @@ def psnr_rows(
     run = runs.TrainRun(place, "psnr", recipe, folder / "train", overrides)
     journal = run.wait_for(lambda rows: rows[-1:] != [] and rows[-1].event == "finished", limit_s=1e5)
     result = run.result(limit_s=_START_LIMIT_S)
-    trained_s = journal[-1].time - next(row.time for row in journal if row.event == "started")
+    trained_s = journal[-1].time_s - next(row.time_s for row in journal if row.event == "started")
     torch_file, peer_file = place / "plain.pth", place / "plain.safetensors"
     plain = peer.run(trained_s, "--out", str(torch_file), "--seed", str(seed))
     network = build_model(config.model)
@@ -226,17 +226,17 @@ def _limit_s(seconds: float) -> float:
 
 def _span_s(rows: Sequence[runs.Row]) -> float:
     steps = runs.steps(rows)
-    return steps[-1].time - steps[0].time if steps else 0.0
+    return steps[-1].time_s - steps[0].time_s if steps else 0.0
 
 
 def _settled(rows: Sequence[runs.Row]) -> list[runs.Row]:
     steps = runs.steps(rows)
-    return [row for row in steps if row.time > steps[0].time + _SETTLING_S]
+    return [row for row in steps if row.time_s > steps[0].time_s + _SETTLING_S]
 
 
 def _rate(rows: Sequence[runs.Row]) -> float:
     steps = _settled(rows)
-    return (steps[-1].samples - steps[0].samples) / (steps[-1].time - steps[0].time)
+    return (steps[-1].samples - steps[0].samples) / (steps[-1].time_s - steps[0].time_s)
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -29,7 +29,7 @@ def print_result(settings: RunConfig, place: Workspace, result: TrainResult) -> 
     rows: list[tuple[str, str]] = [
         ("samples", f"{summary.samples}, {summary.epochs:.3g} epochs"),
         ("minutes", f"{summary.minutes:.1f}{attempts}"),
-        ("samples/s", f"{summary.samples_per_s:.1f} by {counted(result.num_workers, 'worker')}"),
+        ("samples/s", f"{summary.samples_per_s:.1f} by {counted(summary.num_workers, 'worker')}"),
         ("waiting for data", f"{summary.data_wait:.1%}"),
         ("skipped steps", f"{summary.skipped_steps}"),
     ]

@@ -19,13 +19,7 @@ from pipelines.pictures import training_curves
 from pipelines.storage import LocalFolder, RemoteFolder, folder
 from pipelines.store import read_manifest
 from pipelines.tracking import Row, Tracker, mlflow_client
-from pipelines.train.checks import (
-    check,
-    check_resources,
-    claim,
-    spare_room,
-    warn,
-)
+from pipelines.train.checks import check, check_resources, claim, spare_room, warn
 from pipelines.train.failures import read_failures
 from pipelines.train.files import CONFIG, FAILURES, METRICS, NOT_WRITTEN, RESULT, STOP
 from pipelines.train.initial import with_initial_weights
@@ -53,15 +47,8 @@ class TrainResult:
     samples: int
     psnr_db: float | None
     """Best validation PSNR; None where there was no validation."""
-    gain_db: float | None
-    """That over the blurred input's."""
     num_val_images: int
     """Images that it was taken on: at most `validation.max_images`."""
-    samples_per_s: float
-    """Median over the journal of global samples a second."""
-    data_wait: float
-    """Share of the time that rank 0 waited for data."""
-    num_workers: int
     pictures: tuple[Path, ...]
     """The first validation image as the best checkpoint restores it, and the curves."""
     summary: Summary
@@ -118,22 +105,7 @@ def run(
             mirror.begin()
         tracker.start(client, opening(config, client, workspace))
 
-        told = 0
-
-        def pump() -> None:
-            nonlocal told
-            if mirror is not None:
-                _pull(mirror, run_dir)
-            for row in tracker.pump():
-                log.info("%s samples %s %s", row.samples, row.event or "", row.metrics)
-                on_row(row)
-                if (row.event or "").startswith(NOT_WRITTEN):
-                    log.warning("%s; trying again when the next is due", row.event)
-            failures = read_failures(run_dir)
-            for failure in failures[told:]:
-                log.warning("workers were lost: %s", failure.line())
-            told = len(failures)
-
+        pump = _Pump(run_dir, mirror, tracker, on_row)
         try:
             fit(ray_trainer(config, run_dir, storage, spare_room(config)), run_dir, pump)
             for failure in read_failures(run_dir):
@@ -183,13 +155,35 @@ def _storage(config: RunConfig, run_dir: Path) -> tuple[LocalFolder | RemoteFold
     return storage, Mirror(storage, run_dir)
 
 
-def _pull(mirror: Mirror, run_dir: Path) -> None:
-    try:
-        if (run_dir / STOP).exists():
-            mirror.ask_to_stop()
-        mirror.pull()
-    except CapabilityError as error:
-        log.warning("the run's storage does not answer, trying again: %s", error)
+class _Pump:
+    """What the driver does every second: brings the journal, sends it on, tells what was lost."""
+
+    def __init__(
+        self, run_dir: Path, mirror: Mirror | None, tracker: Tracker, on_row: Callable[[Row], None]
+    ) -> None:
+        self._run_dir, self._mirror, self._tracker, self._on_row = run_dir, mirror, tracker, on_row
+        self._told = 0
+
+    def __call__(self) -> None:
+        if self._mirror is not None:
+            self._pull(self._mirror)
+        for row in self._tracker.pump():
+            log.info("%s samples %s %s", row.samples, row.event or "", row.metrics)
+            self._on_row(row)
+            if (row.event or "").startswith(NOT_WRITTEN):
+                log.warning("%s; trying again when the next is due", row.event)
+        failures = read_failures(self._run_dir)
+        for failure in failures[self._told :]:
+            log.warning("workers were lost: %s", failure.line())
+        self._told = len(failures)
+
+    def _pull(self, mirror: Mirror) -> None:
+        try:
+            if (self._run_dir / STOP).exists():
+                mirror.ask_to_stop()
+            mirror.pull()
+        except CapabilityError as error:
+            log.warning("the run's storage does not answer, trying again: %s", error)
 
 
 def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker) -> TrainResult:
@@ -211,13 +205,9 @@ def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker) -> TrainResult
         mlflow_run_id=tracker.run_id,
         samples=ledger.entries()[-1].samples,
         psnr_db=best.psnr_db,
-        gain_db=summary.best.gain_db if summary.best else None,
         num_val_images=0
         if config.data.val is None
         else min(config.validation.max_images, read_manifest(config.data.val).num_pairs),
-        samples_per_s=summary.samples_per_s,
-        data_wait=summary.data_wait,
-        num_workers=summary.num_workers,
         pictures=tuple(pictures),
         summary=summary,
     )

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _CHECKPOINTS, _JOURNAL, _PICTURES = "checkpoints", "journal", "pictures"
 _EVERY_S = 1.0
+_PIECE_BYTES = 2**18
 _SEND_TIMEOUT_S = 600.0
 
 
@@ -35,7 +36,7 @@ class Mirror:
 
     def __init__(self, storage: LocalFolder | RemoteFolder, run_dir: Path) -> None:
         self._storage, self._run_dir = storage, make_folder(run_dir)
-        self._journal_sent = self._journal_bytes()
+        self._piece = self._journal_sent = self._journal_bytes()
         self._ledger_sent = b""
         self._sent: set[str] = set()
 
@@ -48,6 +49,8 @@ class Mirror:
             CapabilityError: the storage does not answer.
         """
         self.pull()
+        self._piece = self._journal_sent = self._journal_bytes()
+        self._sent |= {file.name for file in self._run_dir.glob(f"{_PICTURES}/*.png")}
         checkpoints = self._storage.below(_CHECKPOINTS)
         if checkpoints.size(LEDGER) is None:
             return
@@ -106,17 +109,23 @@ class Mirror:
             self._sent.add(file.name)
 
     def _send_journal(self) -> None:
-        """Whole lines, in pieces named by where they begin: a bucket's objects do not grow."""
+        """Whole lines, in pieces named by where they begin: a bucket's objects do not grow.
+
+        The newest piece is written anew until it is large: days of training are hundreds of pieces.
+        """
         path = self._run_dir / METRICS
         if not path.exists():
             return
         with path.open("rb") as file:
-            file.seek(self._journal_sent)
+            file.seek(self._piece)
             content = file.read()
         content = content[: content.rfind(b"\n") + 1]
-        if content:
-            self._storage.below(_JOURNAL).write(f"{self._journal_sent:012d}.jsonl", content)
-            self._journal_sent += len(content)
+        end = self._piece + len(content)
+        if end > self._journal_sent:
+            self._storage.below(_JOURNAL).write(f"{self._piece:012d}.jsonl", content)
+            self._journal_sent = end
+        if len(content) >= _PIECE_BYTES:
+            self._piece = end
 
     def _send_checkpoints(self, content: bytes) -> None:
         """Files, then the ledger that names them, then away with those that it does not name any more."""
@@ -145,13 +154,11 @@ class Mirror:
             CapabilityError: the storage does not answer.
         """
         journal = self._storage.below(_JOURNAL)
-        for name in journal.names():
+        for name, size in sorted(journal.sizes().items()):
             start, have = int(Path(name).stem), self._journal_bytes()
-            content = journal.read(name) if start >= have else b""
-            if content and start == have:
+            if start <= have < start + size:
                 with (self._run_dir / METRICS).open("ab") as file:
-                    file.write(content)
-        self._journal_sent = self._journal_bytes()
+                    file.write(journal.read(name)[have - start :])
         for below in (_PICTURES, FAILURES):
             self._pull_files(self._storage.below(below), self._run_dir / below)
         for name in (RESULT, CONFIG, INIT):

@@ -26,9 +26,10 @@ from pipelines.synth import run as synth
 from pipelines.tracking import TRACKING, mlflow_client
 from pipelines.train import checks, launch
 from pipelines.train.files import CONFIG, METRICS, RESULT
-from pipelines.train.trainer import TrainContext, Trainer
+from pipelines.train.trainer import Trainer
 from pipelines.workspace import Workspace
 from tests.pipelines.pairs import piece
+from tests.pipelines.train import tiny
 
 
 @pytest.fixture(scope="module")
@@ -119,18 +120,7 @@ def test_a_store_that_was_made_anew_is_refused_before_workers_start(store: Path,
     run_dir.mkdir()
     write_json(run_dir / CONFIG, config.model_dump(mode="json"))
     (run_dir / METRICS).touch()
-    trainer = Trainer(
-        config,
-        TrainContext(
-            rank=0,
-            world_size=1,
-            device=torch.device("cpu"),
-            run_dir=run_dir,
-            batches=lambda span: iter(()),
-            epoch_samples=2,
-            store_digests=(read_manifest(store).digest,),
-        ),
-    )
+    trainer = Trainer(config, tiny.context(run_dir, digests=(read_manifest(store).digest,)))
     trainer.save()
     trainer.saver.wait()
     checks.claim(config, run_dir)
@@ -184,16 +174,7 @@ def test_a_finished_run_sends_what_its_server_has_not_got(store: Path, tmp_path:
     workspace, config = Workspace(tmp_path), _config(store)
     run_dir = workspace.run_dir(config.name)
     run_dir.mkdir(parents=True)
-    context = TrainContext(
-        rank=0,
-        world_size=1,
-        device=torch.device("cpu"),
-        run_dir=run_dir,
-        batches=lambda span: iter(()),
-        epoch_samples=2,
-        store_digests=(read_manifest(store).digest,),
-    )
-    trainer = Trainer(config, context)
+    trainer = Trainer(config, tiny.context(run_dir, digests=(read_manifest(store).digest,)))
     trainer.samples = 64
     trainer.save()
     trainer.saver.wait()

@@ -49,15 +49,7 @@ def _context(run_dir: Path, rank: int, world_size: int, dies_at: int | None = No
                 raise _DeadError
             yield batch
 
-    return TrainContext(
-        rank=rank,
-        world_size=world_size,
-        device=torch.device("cpu"),
-        run_dir=run_dir,
-        batches=batches,
-        epoch_samples=100,
-        store_digests=("data",),
-    )
+    return tiny.context(run_dir, batches=batches, rank=rank, world_size=world_size)
 
 
 def _work(runs: Path, rank: int, world_size: int) -> None:

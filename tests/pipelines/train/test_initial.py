@@ -16,8 +16,9 @@ from pipelines.files import sha256, write_json
 from pipelines.train.checks import claim
 from pipelines.train.files import CONFIG, INIT, METRICS
 from pipelines.train.initial import with_initial_weights
-from pipelines.train.trainer import TrainContext, Trainer
+from pipelines.train.trainer import Trainer
 from pipelines.workspace import Workspace
+from tests.pipelines.train import tiny
 
 _TINY = NAFNetConfig(width=4, enc_blk_nums=(1,), middle_blk_num=1, dec_blk_nums=(1,))
 
@@ -34,16 +35,7 @@ def _config(init: str | Path, **model: Any) -> RunConfig:
 
 
 def _trainer(config: RunConfig, run_dir: Path) -> Trainer:
-    context = TrainContext(
-        rank=0,
-        world_size=1,
-        device=torch.device("cpu"),
-        run_dir=run_dir,
-        batches=lambda span: iter(()),
-        epoch_samples=8,
-        store_digests=("data",),
-    )
-    return Trainer(config, context)
+    return Trainer(config, tiny.context(run_dir, epoch_samples=8))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pipelines.train import journal as journal_module
 from pipelines.train.files import METRICS
 from pipelines.train.journal import Journal
 from pipelines.train.trainer import StepResult, TrainContext
+from tests.pipelines.train import tiny
 
 _BATCH, _END = 4, 96
 _MARKS = (32, 64, 96)
@@ -49,15 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
 
 
 def _context(run_dir: Path, rank: int = 0) -> TrainContext:
-    return TrainContext(
-        rank=rank,
-        world_size=2,
-        device=torch.device("cpu"),
-        run_dir=run_dir,
-        batches=lambda span: iter(()),
-        epoch_samples=100,
-        store_digests=(),
-    )
+    return tiny.context(run_dir, rank=rank, world_size=2)
 
 
 def _result(loss: float) -> StepResult:

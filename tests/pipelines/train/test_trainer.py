@@ -28,15 +28,7 @@ def _context(run_dir: Path, digests: tuple[str, ...] = ("data",), stop_at: int |
             yield tiny.batch(span, number)
 
     run_dir.mkdir(exist_ok=True)
-    return TrainContext(
-        rank=0,
-        world_size=1,
-        device=torch.device("cpu"),
-        run_dir=run_dir,
-        batches=batches,
-        epoch_samples=100,
-        store_digests=digests,
-    )
+    return tiny.context(run_dir, batches=batches, digests=digests)
 
 
 def test_it_learns(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig, parse_config
 from pipelines.ingest import PatchBatch, Span
 from pipelines.plan import rank_slice
+from pipelines.train.trainer import TrainContext
 
 SIDE_PX = 16
 
@@ -47,6 +48,27 @@ def batch(span: Span, number: int, rank: int = 0, world_size: int = 1) -> PatchB
 def batches(span: Span, rank: int = 0, world_size: int = 1) -> Iterator[PatchBatch]:
     for number in range(span.num_batches):
         yield batch(span, number, rank, world_size)
+
+
+def context(
+    run_dir: Path,
+    *,
+    batches: Callable[[Span], Iterator[PatchBatch]] = lambda span: iter(()),
+    rank: int = 0,
+    world_size: int = 1,
+    epoch_samples: int = 100,
+    digests: tuple[str, ...] = ("data",),
+) -> TrainContext:
+    """A worker on the CPU, without Ray."""
+    return TrainContext(
+        rank=rank,
+        world_size=world_size,
+        device=torch.device("cpu"),
+        run_dir=run_dir,
+        batches=batches,  # type: ignore[arg-type]  # or a plain iterator, where nothing is closed
+        epoch_samples=epoch_samples,
+        store_digests=digests,
+    )
 
 
 def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
