@@ -91,8 +91,8 @@ def print_dry_run(recipe: str, settings: RunConfig, trial: DryRun) -> None:
             f"{trial.checkpoint_mib:.0f} MiB, every {settings.checkpoint.every_minutes:g} minutes",
         ),
     ]
-    if settings.validation.times:
-        times, images = settings.validation.times, settings.validation.max_images
+    if settings.validation.shares:
+        times, images = len(settings.validation.shares), settings.validation.max_images
         rows.append(("validation", f"{times} times, on up to {counted(images, 'image')}"))
     if trial.init is not None:
         rows.insert(1, ("begins with", trial.init.line().removeprefix("initial weights: ")))

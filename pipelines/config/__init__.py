@@ -7,7 +7,8 @@ Precedence: defaults < recipe file < overrides. A recipe is a YAML file, or the 
 
 from pipelines.config.base import Section
 from pipelines.config.data import BlurSection, DataSection, StoreSection
-from pipelines.config.recipe import find_recipe, load_config, parse_config, with_stores
+from pipelines.config.recipe import find_recipe, load_config, load_search, parse_config, with_stores
+from pipelines.config.search import Distribution, SearchConfig, SearchSection
 from pipelines.config.sections import (
     BudgetSection,
     LossName,
@@ -20,14 +21,18 @@ __all__ = [
     "BlurSection",
     "BudgetSection",
     "DataSection",
+    "Distribution",
     "LossName",
     "ModelSection",
     "RunConfig",
+    "SearchConfig",
+    "SearchSection",
     "Section",
     "StageSection",
     "StoreSection",
     "find_recipe",
     "load_config",
+    "load_search",
     "parse_config",
     "with_stores",
 ]

@@ -6,15 +6,17 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from nafnet_core import InputError
+from pipelines.config.search import SearchConfig
 from pipelines.config.sections import BudgetSection, RunConfig
 from pipelines.storage import absolute
 
+_Config = TypeVar("_Config", bound=RunConfig)
 _PACKAGE = Path(__file__).resolve().parent.parent
 # For what Pydantic says in words of its own trade.
 _PLAIN_WORDS = {
@@ -62,6 +64,42 @@ def load_config(
         InputError: no such recipe, bad YAML, an unknown key (the nearest valid one is named), or a value
             that cannot be.
     """
+    content, path, origins = _read(recipe, overrides, name=name, train=train, val=val, init=init)
+    if "search" in content:
+        raise InputError("this recipe is of a search", file=path, fix="Use `nafnet tune`")
+    return parse_config(content, file=path, origins=origins)
+
+
+def load_search(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    train: Sequence[Path | str] = (),
+    val: Path | str | None = None,
+    init: str | None = None,
+) -> SearchConfig:
+    """The same of a search: a recipe with a section `search`. See `load_config`."""
+    content, path, origins = _read(recipe, overrides, name=name, train=train, val=val, init=init)
+    if "search" not in content:
+        raise InputError(
+            "this recipe has nothing to search",
+            file=path,
+            expected="a section `search` with its `space`, as in the shipped recipe `search_mobile`",
+        )
+    return _parsed(SearchConfig, content, file=path, origins=origins)
+
+
+def _read(
+    recipe: str | Path,
+    overrides: Sequence[str],
+    *,
+    name: str | None,
+    train: Sequence[Path | str],
+    val: Path | str | None,
+    init: str | None,
+) -> tuple[dict[str, Any], Path, dict[str, str]]:
+    """Content of a recipe with what the command says put in, its file, and which value came from where."""
     path = find_recipe(recipe)
     try:
         content = yaml.load(path.read_text(), _YamlLoader)
@@ -79,7 +117,7 @@ def load_config(
     if init is not None and isinstance(content.get("model"), dict):
         content["model"]["init"] = init
         origins["model.init"] = f"--init {init}"
-    return parse_config(content, file=path, origins=origins)
+    return content, path, origins
 
 
 def parse_config(
@@ -95,13 +133,23 @@ def parse_config(
     Raises:
         InputError: naming the first fault.
     """
+    return _parsed(RunConfig, content, file=file, origins=origins)
+
+
+def _parsed(
+    kind: type[_Config],
+    content: Mapping[str, Any],
+    *,
+    file: str | Path,
+    origins: Mapping[str, str] | None,
+) -> _Config:
     try:
-        return RunConfig.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         location = ".".join(str(part) for part in error.errors()[0]["loc"])
         # A fault of a whole section (three budgets) is the override's that touched the section.
         blamed = [text for key, text in (origins or {}).items() if _is_within(key, location)]
-        raise _explained(error, blamed[-1] if location and blamed else file) from error
+        raise _explained(kind, error, blamed[-1] if location and blamed else file) from error
 
 
 def _is_within(key: str, location: str) -> bool:
@@ -186,11 +234,11 @@ def _list_index(place: Any, part: str, key: str) -> int | None:
     raise InputError("not a section of the configuration", file=f"--set {key}", got=part)
 
 
-def _explained(error: ValidationError, file: str | Path) -> InputError:
+def _explained(kind: type[RunConfig], error: ValidationError, file: str | Path) -> InputError:
     first = error.errors()[0]
     location = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
+        known = _known_keys(kind, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
         whole = ".".join(str(part) for part in (*first["loc"][:-1], near[0]))
         return InputError(
@@ -206,12 +254,12 @@ def _explained(error: ValidationError, file: str | Path) -> InputError:
     return InputError(f"bad value for {location!r}", file=file, expected=expected, got=got)
 
 
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    model: type[BaseModel] = RunConfig
+def _known_keys(kind: type[RunConfig], location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = kind
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or part not in model.model_fields:  # of a list, or of a mapping
             continue
         annotation = model.model_fields[part].annotation
         nested = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(t for t in nested if isinstance(t, type) and issubclass(t, BaseModel))
+        model = next((t for t in nested if isinstance(t, type) and issubclass(t, BaseModel)), model)
     return sorted(model.model_fields)

@@ -192,10 +192,23 @@ class ValidationSection(Section):
 
     times: int = Field(10, ge=0)
     """Validations, evenly spread; the last is at the end. 0 for none."""
+    at: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    """Or these parts of the budget, increasing."""
     max_images: int = Field(16, gt=0)
     beside: bool | None = None
     """Have scores taken on cores or GPUs that training leaves free, while it goes on. None does where there
     are any; else training stands still for them."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Parts of the budget after which scores are taken."""
+        return tuple((i + 1) / self.times for i in range(self.times)) if self.at is None else self.at
+
+    @model_validator(mode="after")
+    def _increases(self) -> ValidationSection:
+        if not all(before < after for before, after in pairwise(self.at or ())):
+            raise ValueError(f"`at` that increases; got {list(self.at or ())}")
+        return self
 
 
 class TrackingSection(Section):

@@ -225,7 +225,7 @@ def spare_room(config: RunConfig) -> SpareRoom | None:
     from pipelines.train.beside import SpareRoom
 
     wanted = config.validation.beside
-    if config.data.val is None or not config.validation.times or wanted is False:
+    if config.data.val is None or not config.validation.shares or wanted is False:
         return None
     have, scaling = ray.cluster_resources(), config.scaling
     cpus = have.get("CPU", 0) - scaling.most_workers * cpus_a_worker(scaling)

@@ -107,8 +107,8 @@ class _Run:
     def __init__(self, trainer: Trainer, journal: Journal, end: int) -> None:
         self._trainer, self._journal, self._end = trainer, journal, end
         self._config, self._context = trainer.config, trainer.context
-        times = self._config.validation.times if self._config.data.val is not None else 0
-        self._marks = [round(end * (i + 1) / times) for i in range(times)]
+        shares = self._config.validation.shares if self._config.data.val is not None else ()
+        self._marks = [max(1, round(end * share)) for share in shares]
         self._saved_at, self._saved_samples = time.monotonic(), trainer.samples
 
     def over(self, left: list[Span], begun: Begun | None) -> None:
@@ -226,7 +226,7 @@ def _timed_samples(trainer: Trainer, begun: Begun) -> int:
     """A budget in minutes in samples, by timing a few batches of each stage; `begun` are the first's."""
     config, minutes = trainer.config, trainer.config.budget.minutes
     assert minutes is not None
-    validations = _validation_seconds(trainer) * config.validation.times
+    validations = _validation_seconds(trainer) * len(config.validation.shares)
     seconds = max(minutes * 60 - validations, minutes * 60 * _MIN_TRAINING_SHARE)
     samples = 0.0
     for number, stage in enumerate(config.stages):
@@ -255,7 +255,7 @@ def _seconds_a_sample(trainer: Trainer, stage: StageSection, batches: Begun) -> 
 
 def _validation_seconds(trainer: Trainer) -> float:
     config, context = trainer.config, trainer.context
-    if config.data.val is None or not config.validation.times or context.validates_beside:
+    if config.data.val is None or not config.validation.shares or context.validates_beside:
         return 0.0
     start = time.perf_counter()
     _scores(trainer, draw=False)
