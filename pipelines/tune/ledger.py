@@ -62,6 +62,8 @@ class TrialLedger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.trials: dict[int, Trial] = {}
+        self.history: list[Mapping[str, Any]] = []
+        """Every line, oldest first."""
         for line in _whole_lines(path):
             self._take(json.loads(line))
 
@@ -107,6 +109,7 @@ class TrialLedger:
         return sum(trial.samples for trial in self.trials.values())
 
     def _take(self, row: Mapping[str, Any]) -> None:
+        self.history.append(row)
         number = row["trial"]
         match row["event"]:
             case "begin":

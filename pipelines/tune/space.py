@@ -65,7 +65,9 @@ class Space:
     def grid(self) -> list[dict[str, Any]]:
         """Every choice, and `grid_points` of each range, evenly spread on its own scale."""
         values = [_spread(drawn, self._search.points_of(drawn)) for drawn in self.distributions.values()]
-        return [dict(zip(self.distributions, combined, strict=True)) for combined in itertools.product(*values)]
+        return [
+            dict(zip(self.distributions, combined, strict=True)) for combined in itertools.product(*values)
+        ]
 
     def check(self) -> None:
         """Try what the space allows: every choice beside every other, and the ends of every range.
@@ -132,8 +134,8 @@ def short(point: Point) -> dict[str, str]:
     return shown
 
 
-def same(one: Point, other: Point) -> bool:
-    """Whether two points are one, also where one has been through JSON."""
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are one, also where one has been through JSON."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
