@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,18 +12,16 @@ from cluster.connect import connect
 from nafnet_core import CapabilityError, InputError, StoppedError
 from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig
-from pipelines.files import make_folder, write_json
+from pipelines.files import make_folder
 from pipelines.ingest import plan_for
 from pipelines.pictures import training_curves
-from pipelines.storage import LocalFolder, RemoteFolder, folder
 from pipelines.store import read_manifest
 from pipelines.tracking import Row, Tracker, mlflow_client
+from pipelines.train.attempt import attempt, begin, clear, storage_of
 from pipelines.train.checks import check, check_resources, claim, spare_room, warn
-from pipelines.train.failures import read_failures
-from pipelines.train.files import CONFIG, FAILURES, METRICS, NOT_WRITTEN, RESULT, STOP
+from pipelines.train.files import CONFIG, METRICS, RESULT, STOP
 from pipelines.train.initial import with_initial_weights
-from pipelines.train.launch import fit, ray_trainer
-from pipelines.train.mirror import Mirror
+from pipelines.train.pump import Pump
 from pipelines.train.record import opening
 from pipelines.train.stopping import stop_requests
 from pipelines.train.summary import Summary, summarize
@@ -78,7 +75,7 @@ def run(
     warn(config)
     workspace.make()
     run_dir = make_folder(workspace.run_dir(config.name))
-    storage, mirror = _storage(config, run_dir)
+    storage, mirror = storage_of(config, run_dir)
     if mirror is not None:
         mirror.pull()
     claim(config, run_dir)
@@ -90,9 +87,7 @@ def run(
     # Beside Ray's start, each takes seconds.
     pool = ThreadPoolExecutor(1)
     opened = pool.submit(mlflow_client, workspace, config.tracking.uri, must_answer=tracker.run_id is None)
-    (run_dir / STOP).unlink(missing_ok=True)
-    storage.below(FAILURES).remove()
-    shutil.rmtree(run_dir / FAILURES, ignore_errors=True)
+    clear(run_dir, storage)
     # In this order: `ray.init` sets a SIGTERM handler of its own.
     with pool, connect(address), stop_requests(run_dir / STOP) as request:
         client = opened.result()
@@ -100,17 +95,12 @@ def run(
         from pipelines.train.every_node import check_every_node
 
         check_every_node(storage)
-        write_json(run_dir / CONFIG, config.model_dump(mode="json"))
-        if mirror is not None:
-            mirror.begin()
+        begin(config, run_dir, mirror)
         tracker.start(client, opening(config, client, workspace))
 
-        pump = _Pump(run_dir, mirror, tracker, on_row)
+        pump = Pump(run_dir, mirror, tracker, on_row)
         try:
-            fit(ray_trainer(config, run_dir, storage, spare_room(config)), run_dir, pump)
-            for failure in read_failures(run_dir):
-                if (error := failure.error()) is not None:
-                    raise error
+            attempt(config, run_dir, storage, spare_room(config), pump)
         except BaseException:
             tracker.finish("FAILED", wait_s=_WAIT_STOPPED_S)
             raise
@@ -145,45 +135,6 @@ def _send_rest(config: RunConfig, workspace: Workspace, run_dir: Path, tracker: 
     if left := tracker.unsent():
         raise CapabilityError("the tracking server did not take all of it", got=f"left: {left}")
     return result
-
-
-def _storage(config: RunConfig, run_dir: Path) -> tuple[LocalFolder | RemoteFolder, Mirror | None]:
-    """Where the run's state is kept, and what brings it here if that is not the run's own folder."""
-    if config.checkpoint.storage is None:
-        return LocalFolder(run_dir), None
-    storage = folder(config.checkpoint.storage).below(config.name)
-    return storage, Mirror(storage, run_dir)
-
-
-class _Pump:
-    """What the driver does every second: brings the journal, sends it on, tells what was lost."""
-
-    def __init__(
-        self, run_dir: Path, mirror: Mirror | None, tracker: Tracker, on_row: Callable[[Row], None]
-    ) -> None:
-        self._run_dir, self._mirror, self._tracker, self._on_row = run_dir, mirror, tracker, on_row
-        self._told = 0
-
-    def __call__(self) -> None:
-        if self._mirror is not None:
-            self._pull(self._mirror)
-        for row in self._tracker.pump():
-            log.info("%s samples %s %s", row.samples, row.event or "", row.metrics)
-            self._on_row(row)
-            if (row.event or "").startswith(NOT_WRITTEN):
-                log.warning("%s; trying again when the next is due", row.event)
-        failures = read_failures(self._run_dir)
-        for failure in failures[self._told :]:
-            log.warning("workers were lost: %s", failure.line())
-        self._told = len(failures)
-
-    def _pull(self, mirror: Mirror) -> None:
-        try:
-            if (self._run_dir / STOP).exists():
-                mirror.ask_to_stop()
-            mirror.pull()
-        except CapabilityError as error:
-            log.warning("the run's storage does not answer, trying again: %s", error)
 
 
 def _conclude(config: RunConfig, run_dir: Path, tracker: Tracker) -> TrainResult:

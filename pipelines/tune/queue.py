@@ -1,0 +1,130 @@
+"""Which trial begins next, and when: as many at a time as the cluster has room for, failed ones replaced."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from pipelines.config import SearchConfig
+from pipelines.train.checks import cpus_a_worker
+from pipelines.tune.actor import ACTOR_CPUS, ERROR, STATE
+from pipelines.tune.ledger import Trial, TrialLedger
+from pipelines.tune.proposals import propose
+from pipelines.tune.schedulers import METRIC
+from pipelines.tune.space import Space
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 5.0
+
+
+class TrialQueue(Searcher):
+    """Ray Tune's searcher: asked for trials, told of their ends.
+
+    Those that a killed search has left come first. A trial that fails does not count, and another takes its
+    place, up to `max_failed` times. Tune asks again and again: None is "not now".
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        space: Space,
+        ledger: TrialLedger,
+        *,
+        begin: Callable[[Trial], dict[str, Any]],
+        capacity: Callable[[], int],
+    ) -> None:
+        """
+        Args:
+            config, space, ledger: of the search.
+            begin: makes a trial ready; returns what its actor is told.
+            capacity: trials that the cluster has room for, now.
+        """
+        super().__init__(metric=METRIC, mode="max")
+        self._config, self._space, self._ledger = config, space, ledger
+        self._begin, self._capacity = begin, capacity
+        self._left = ledger.running()
+        self._running: dict[str, int] = {}  # Tune's name of a trial → its number
+        self.is_closed = False
+        """Set it, and no further trial begins."""
+        self.failure: str | None = None
+        """Why the search has given up."""
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = self._next()
+        if isinstance(trial, Trial):
+            self._running[trial_id] = trial.number
+            return self._begin(trial)
+        return trial
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        number = self._running.pop(trial_id, None)
+        if number is None:
+            return
+        trial, result = self._ledger.trials[number], result or {}
+        # A score that was refused by the scheduler is a trial's last result, and its end.
+        if trial.scores and not trial.scores[-1].goes_on:
+            self._ledger.end(number, "stopped")
+        elif error or STATE not in result:
+            self._ledger.end(number, "failed", "its process or node died again and again")
+        elif result[STATE] != "interrupted":
+            self._ledger.end(number, result[STATE], result[ERROR])
+        if trial.outcome == "failed":
+            log.warning("trial %d failed: %s", number, trial.error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+    def _next(self) -> Trial | str | None:
+        """A trial; None for not now; `FINISHED`."""
+        failed, well = self._ledger.ended("failed"), self._ledger.ended("finished", "stopped")
+        if len(failed) > self._config.search.max_failed:
+            self.is_closed = True
+            self.failure = f"{len(failed)} trials failed, the last: {failed[-1].error}"
+        if self.is_closed or len(well) >= self._config.search.num_trials:
+            return Searcher.FINISHED
+        if len(self._running) >= self._capacity():
+            return None
+        if self._left:
+            return self._left.pop(0)
+        point = None
+        if len(well) + len(self._running) < self._config.search.num_trials:
+            point = propose(self._config.search.searcher, self._space, self._ledger, seed=self._config.seed)
+        if point is None:  # a grid is through, or those that run will do
+            return None if self._running else Searcher.FINISHED
+        return self._ledger.begin(len(self._ledger.trials) + 1, point)
+
+
+class Room:
+    """How many trials of a recipe the cluster has room for, looked up every few seconds: nodes come and go."""
+
+    def __init__(self, config: SearchConfig) -> None:
+        self._scaling, self._most = config.scaling, config.search.max_concurrent
+        self._looked_at, self._found = -_LOOK_EVERY_S, 0
+
+    def __call__(self) -> int:
+        import ray
+
+        if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+            self._found = self._count([node["Resources"] for node in ray.nodes() if node["Alive"]])
+            self._looked_at = time.monotonic()
+        return self._found if self._most is None else min(self._found, self._most)
+
+    def _count(self, nodes: list[dict[str, float]]) -> int:
+        """A worker and its readers are on one node; those of a trial may be on several."""
+        cpus, scaling = cpus_a_worker(self._scaling), self._scaling
+        workers = 0
+        for node in nodes:
+            # Room for the trials' own actors as well, of which there are no more than workers.
+            fitting = int((node.get("CPU", 0) + 1e-6) / (cpus + ACTOR_CPUS))
+            workers += min(fitting, int(node.get("GPU", 0))) if scaling.use_gpu else fitting
+        return workers // scaling.least_workers
