@@ -92,6 +92,9 @@ class TrialActor(tune.Trainable):
         self._read, self._total = 0, 0
 
     def _train(self) -> None:
+        self._pull()
+        if (self._run_dir / RESULT).exists():  # of a search that was killed before it heard of it
+            return
         try:
             attempt(self._config, self._run_dir, self._storage, None, self._pull)
         except BaseException as error:  # for `step` to tell

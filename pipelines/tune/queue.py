@@ -105,7 +105,7 @@ class TrialQueue(Searcher):
 
 
 class Room:
-    """How many trials of a recipe the cluster has room for, looked up every few seconds: nodes come and go."""
+    """How many trials the cluster has room for, looked up every few seconds: nodes come and go."""
 
     def __init__(self, config: SearchConfig) -> None:
         self._scaling, self._most = config.scaling, config.search.max_concurrent
