@@ -1,4 +1,4 @@
-"""What is told of a search as a whole: to MLflow before its first row, its curve, table, pictures and winner."""
+"""What is told of a search as a whole: its parameters, its curve, the table of trials, the best recipe."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def write_table(path: Path, trials: Sequence[Trial]) -> Path:
 
 
 def write_recipe(path: Path, config: RunConfig, *, comment: str) -> Path:
-    """A recipe that `nafnet train --config` takes as it is: what differs from the defaults, and the stores."""
+    """A recipe that `nafnet train --config` takes as it is: stores, and what differs from the defaults."""
     content = config.model_dump(mode="json", exclude_defaults=True)
     ordered = {key: content[key] for key in (*_FIRST_KEYS, *sorted(content)) if key in content}
     with written_aside(path) as temporary:
