@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
@@ -101,12 +102,41 @@ def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, values_left: bool = False
 ) -> None:
     """Print a table on stdout; without a header where no column has a name. Numbers stand to the right."""
-    drawn = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
+    show(grid(title, columns, rows, values_left=values_left))
+
+
+def grid(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    values_left: bool = False,
+    caption: str | None = None,
+) -> Table:
+    """A table, to be shown or drawn live."""
+    drawn = Table(
+        title=title, title_justify="left", title_style="bold", caption=caption, show_header=any(columns)
+    )
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="left" if index == 0 or values_left else "right")
     for row in rows:
         drawn.add_row(*("–" if cell is None else str(cell) for cell in row))
+    return drawn
+
+
+def show(drawn: Table) -> None:
+    """Print a table on stdout."""
     Console(highlight=False).print(drawn)
+
+
+@contextmanager
+def live() -> Iterator[Callable[[Table], None] | None]:
+    """Yield what draws a table anew in its place on stderr; None where that is no terminal."""
+    if not _stderr.is_terminal:
+        yield None
+        return
+    with Live(console=_stderr, refresh_per_second=4, transient=True) as shown:
+        yield shown.update
 
 
 def log_to(path: Path) -> None:

@@ -16,7 +16,7 @@ import typer
 
 from nafnet_core.errors import CapabilityError, InputError, NAFNetError, StoppedError
 from pipelines import console
-from pipelines.cli import data, inspecting, registry, synth, training, using
+from pipelines.cli import data, inspecting, registry, synth, training, tuning, using
 
 app = typer.Typer(
     name="nafnet",
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (training, synth, data, inspecting, using):
+for part in (training, tuning, synth, data, inspecting, using):
     app.registered_commands += part.app.registered_commands
 app.add_typer(registry.app, name="registry")
 
