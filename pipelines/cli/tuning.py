@@ -145,9 +145,8 @@ def _print_result(place: Workspace, result: TuneResult) -> None:
         f"Look at it: {f'mlflow ui --backend-store-uri {uri}' if uri.startswith('sqlite:') else uri}"
     )
     if result.version is not None:
-        lines.append(
-            f"Version {result.version.version} is the candidate. Next: nafnet registry promote --on TEST_STORE"
-        )
+        lines.append(f"Version {result.version.version} is the candidate.")
+        lines.append("Next: nafnet registry promote --on TEST_STORE")
     print_lines(*lines)
 
 

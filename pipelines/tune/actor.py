@@ -41,18 +41,45 @@ class TrialActor(tune.Trainable):
     the scheduler's axis in the whole budget; `told`, samples of the last score that is known already.
     """
 
+    # A name that Tune's own class has not: it keeps plenty under plain ones.
+    _attempt_of_trial: _Attempt
+
     def setup(self, config: dict[str, Any]) -> None:
-        self._folders = contextlib.ExitStack()
-        self._thread: threading.Thread | None = None
-        self._prepare(config)
+        self._attempt_of_trial = _Attempt(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._wait()
-        self._prepare(new_config)
+        self._attempt_of_trial.close()
+        self._attempt_of_trial = _Attempt(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """Wait for the next score, or for the end."""
+        return self._attempt_of_trial.next()
+
+    def cleanup(self) -> None:
+        self._attempt_of_trial.close()
+
+
+class _Attempt:
+    """An attempt at a trial's run, on a thread that begins with the first question."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self._config = RunConfig.model_validate_json(told["recipe"])
+        self._number, self._steps, self._told = told["number"], told["steps"], told["told"]
+        self._folders = contextlib.ExitStack()
+        self._mirror: Mirror | None = None
+        if self._config.checkpoint.storage is None:
+            self._run_dir = Path(told["run_dir"])
+            self._storage = LocalFolder(self._run_dir)
+        else:  # this node need not see the driver's disk
+            self._run_dir = self._folders.enter_context(scratch_folder())
+            self._storage, self._mirror = storage_of(self._config, self._run_dir)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._read, self._total = 0, 0
+
+    def next(self) -> dict[str, Any]:
+        """The next score, or the end, as a result of Tune's."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._train, name="trial", daemon=True)
             self._thread.start()
@@ -68,36 +95,28 @@ class TrialActor(tune.Trainable):
             time.sleep(_LOOK_EVERY_S)
         if self._error is None:
             return self._end("finished" if (self._run_dir / RESULT).exists() else "interrupted")
-        if isinstance(self._error, NAFNetError):
-            return self._end("failed", str(self._error).splitlines()[0])
-        raise self._error
+        line = str(self._error).splitlines()[0] if str(self._error) else ""
+        is_ours = isinstance(self._error, NAFNetError)
+        return self._end("failed", line if is_ours else f"{type(self._error).__name__}: {line}")
 
-    def cleanup(self) -> None:
-        self._wait()
+    def close(self) -> None:
+        """Have the workers save and end, and wait for that."""
+        if self._thread is not None and self._thread.is_alive():
+            if self._mirror is None:
+                (self._run_dir / STOP).touch()
+            else:
+                self._mirror.ask_to_stop()
+            self._thread.join(_ENDING_LIMIT_S)
+            if self._thread.is_alive():
+                raise CapabilityError("a trial's workers do not stop", file=self._run_dir)
         self._folders.close()
-
-    def _prepare(self, config: dict[str, Any]) -> None:
-        self._folders.close()
-        self._config = RunConfig.model_validate_json(config["recipe"])
-        self._number, self._steps, self._told = config["number"], config["steps"], config["told"]
-        self._mirror: Mirror | None = None
-        if self._config.checkpoint.storage is None:
-            self._run_dir = Path(config["run_dir"])
-            self._storage = LocalFolder(self._run_dir)
-        else:  # this node need not see the driver's disk
-            self._run_dir = self._folders.enter_context(scratch_folder())
-            self._storage, self._mirror = storage_of(self._config, self._run_dir)
-        self._thread = None
-        self._error: BaseException | None = None
-        self._read, self._total = 0, 0
 
     def _train(self) -> None:
-        self._pull()
-        if (self._run_dir / RESULT).exists():  # of a search that was killed before it heard of it
-            return
         try:
-            attempt(self._config, self._run_dir, self._storage, None, self._pull)
-        except BaseException as error:  # for `step` to tell
+            self._pull()
+            if not (self._run_dir / RESULT).exists():  # else the search was killed before it heard of it
+                attempt(self._config, self._run_dir, self._storage, None, self._pull)
+        except BaseException as error:  # for `next` to tell
             self._error = error
 
     def _pull(self) -> None:
@@ -126,16 +145,3 @@ class TrialActor(tune.Trainable):
 
     def _end(self, state: str, error: str | None = None) -> dict[str, Any]:
         return {NUMBER: self._number, STATE: state, ERROR: error, "done": True}
-
-    def _wait(self) -> None:
-        """Until the workers have stopped."""
-        if self._thread is None:
-            return
-        if self._thread.is_alive() and self._mirror is None:
-            (self._run_dir / STOP).touch()
-        elif self._thread.is_alive():
-            assert self._mirror is not None
-            self._mirror.ask_to_stop()
-        self._thread.join(_ENDING_LIMIT_S)
-        if self._thread.is_alive():
-            raise CapabilityError("a trial's workers do not stop", file=self._run_dir)

@@ -285,6 +285,7 @@ class _Search:
         attempts = make_folder(self.folder / "ray")
         for name, value in _TUNE_QUIET.items():
             os.environ.setdefault(name, value)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures of trials are told in a line each
         try:
             tune.Tuner(
                 tune.with_resources(TrialActor, {"cpu": ACTOR_CPUS}),

@@ -84,6 +84,9 @@ class TrialQueue(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, likewise."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # for Tune's snapshots, which nobody reads
+
     def _next(self) -> Trial | str | None:
         """A trial; None for not now; `FINISHED`."""
         failed, well = self._ledger.ended("failed"), self._ledger.ended("finished", "stopped")

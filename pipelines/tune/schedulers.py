@@ -102,6 +102,9 @@ class _Written:
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """All that it has to tell has been told."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # for Tune's snapshots, which nobody reads
+
 
 class _Asha(_Written, ASHAScheduler):
     pass
