@@ -45,6 +45,8 @@ def connect(address: str | None = None) -> Iterator[None]:
         # Nodes of one machine share the installation: nothing to ship, only where it lies.
         # A process less to start: this machine is not taken away from under us.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Else Ray prints a warning once four times as many processes as cores have been started.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(4 * (os.cpu_count() or 1)))
         runtime_env: dict[str, object] = {"env_vars": {"PYTHONPATH": _joined(root)}}
     else:
         runtime_env = {"py_modules": [str(root / package) for package in _CODE]}

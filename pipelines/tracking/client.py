@@ -61,6 +61,7 @@ def mlflow_client(
             fix="Set MLFLOW_TRACKING_URI in the environment, or MLFLOW_TRACKING_USERNAME and _PASSWORD",
         )
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri(workspace, configured)
     if uri.startswith("sqlite:///"):
         check_database(Path(uri.removeprefix("sqlite:///")))

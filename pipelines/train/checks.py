@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # What may change between two attempts at one run without making it another run.
-_FREE_SECTIONS = {"scaling", "checkpoint", "tracking"}
+FREE_SECTIONS = {"scaling", "checkpoint", "tracking"}
 _INIT_SHA256 = "model.init_sha256"
 _SHOWN_KEYS, _SHOWN_DIGITS = 4, 12
 
@@ -145,17 +146,25 @@ def claim(config: RunConfig, run_dir: Path) -> None:
     changed = [
         key
         for key in sorted(now.keys() | earlier.keys())
-        if key.partition(".")[0] not in _FREE_SECTIONS and now.get(key) != earlier.get(key)
+        if key.partition(".")[0] not in FREE_SECTIONS and now.get(key) != earlier.get(key)
     ]
     if changed:
-        raise InputError(
-            "a run of this name was started with other values",
-            file=path,
-            expected=", ".join(f"{key}={earlier.get(key)}" for key in changed[:_SHOWN_KEYS]),
-            got=", ".join(f"{key}={now.get(key)}" for key in changed[:_SHOWN_KEYS]),
-            fix="Give the new run another name with --name",
-        )
+        raise differing("run", path, earlier, now, changed)
     _refuse_other_data(config, run_dir)
+
+
+def differing(
+    what: str, file: Path, was: Mapping[str, Any], now: Mapping[str, Any], changed: Sequence[str]
+) -> InputError:
+    """That a run or search of this name has other values; the first few are named."""
+    shown = changed[:_SHOWN_KEYS]
+    return InputError(
+        f"a {what} of this name was started with other values",
+        file=file,
+        expected=", ".join(f"{key}={was.get(key)}" for key in shown),
+        got=", ".join(f"{key}={now.get(key)}" for key in shown),
+        fix=f"Give the new {what} another name with --name",
+    )
 
 
 def _refuse_other_data(config: RunConfig, run_dir: Path) -> None:

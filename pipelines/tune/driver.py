@@ -304,6 +304,7 @@ class _Search:
                     name=f"attempt-{sum(1 for _ in attempts.iterdir()):03d}",
                     storage_path=str(attempts),
                     failure_config=tune.FailureConfig(max_failures=_MAX_ACTOR_FAILURES),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # runs have their own
                     verbose=0,
                 ),
             ).fit()

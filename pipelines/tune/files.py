@@ -1,0 +1,10 @@
+"""Names of the files in a search's folder, beside those of a run that it has as well."""
+
+LEDGER = "trials.jsonl"
+"""What is known of the trials."""
+RECIPE = "best.yaml"
+TABLE = "trials.csv"
+PARALLEL = "parallel_coordinates.png"
+HISTORY = "optimisation_history.png"
+WINNER = "winner.json"
+"""There once the search is finished: run and registered version."""
