@@ -43,7 +43,7 @@ def demo(
         console.say(f"Everything goes to {place.root}; the log is demo.log there.")
         from pipelines import demo as stage
 
-        with _train_progress() as on_row:
+        with train_progress() as on_row:
             result = stage.run(place, recipe=config, minutes=minutes, show=console.progress, on_row=on_row)
         if out.as_json:
             out.print_json(result.to_dict())
@@ -127,7 +127,7 @@ def train(
             return
         stage.check(settings)
         console.log_to(place.make().run_dir(settings.name) / "logs" / "driver.log")
-        with _train_progress() as on_row:
+        with train_progress() as on_row:
             result = stage.run(settings, place, address=address, on_row=on_row)
         if output.as_json:
             output.print_json(
@@ -150,7 +150,7 @@ def train(
 
 
 @contextmanager
-def _train_progress() -> Iterator[Any]:
+def train_progress() -> Iterator[Any]:
     """A progress line fed by the journal: samples of the budget, speed, PSNR, learning rate, data-wait."""
     with console.progress("train", "samples") as update:
         total, validated = 0, {}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines import console
 from pipelines.cli.shared import AddressOption, JsonOption, WorkspaceOption, counted, output_to, print_lines
+from pipelines.cli.training import train_progress
 from pipelines.urls import public
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
+    from pipelines.tracking import Row
     from pipelines.tune import Progress, TuneResult
     from pipelines.tune.ledger import Trial
 
@@ -53,12 +55,47 @@ def tune(
 
         place = Workspace.find(workspace)
         console.log_to(place.make().run_dir(settings.name) / "logs" / "driver.log")
-        with _live_table(settings.name) as on_progress:
-            result = stage.run(settings, place, address=address, on_progress=on_progress)
+        with closing(_Shown(settings.name)) as shown:
+            result = stage.run(
+                settings,
+                place,
+                address=address,
+                on_progress=shown.on_progress,
+                on_row=shown.on_row,
+                on_scored=shown.on_scored,
+            )
         if output.as_json:
             output.print_json(_as_json(result))
             return
         _print_result(place, result)
+
+
+class _Shown:
+    """What a person sees of a search: its table, then a bar of the last training, then one of scoring."""
+
+    def __init__(self, name: str) -> None:
+        self._stack, self._phase = ExitStack(), ""
+        self._name, self._update = name, None
+        self._enter("trials", lambda: _live_table(name))
+
+    def on_progress(self, progress: Progress) -> None:
+        self._enter("trials", lambda: _live_table(self._name))(progress)
+
+    def on_row(self, row: Row) -> None:
+        self._enter("train", train_progress)(row)
+
+    def on_scored(self, done: int, total: int) -> None:
+        self._enter("evaluate", lambda: console.progress("evaluate", "images"))(done, total)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _enter(self, phase: str, manager: Callable[[], AbstractContextManager[Any]]) -> Any:
+        """What draws this phase; the one before is ended."""
+        if phase != self._phase:
+            self._stack.close()
+            self._update, self._phase = self._stack.enter_context(manager()), phase
+        return self._update
 
 
 @contextmanager
@@ -134,7 +171,7 @@ def _print_result(place: Workspace, result: TuneResult) -> None:
     share = result.samples / result.full_samples if result.full_samples else 1.0
     lines = [
         f"The best is trial {result.best.number}: {values}.",
-        f"Its run is {result.run}, {result.psnr_db:.2f} dB; weights: {result.weights}",
+        f"Its run is {result.winner.run}, {result.winner.psnr_db:.2f} dB; weights: {result.winner.weights}",
         f"{result.samples:,} samples in all, {share:.0%} of the {result.full_samples:,} that all of them at "
         "full length would have taken.",
         f"The recipe: nafnet train --config {result.recipe}",
@@ -156,9 +193,9 @@ def _as_json(result: TuneResult) -> dict[str, Any]:
         "mlflow_run_id": result.mlflow_run_id,
         "best": result.best.number,
         "point": dict(result.best.point),
-        "run": result.run,
-        "weights": result.weights,
-        "val_psnr_db": result.psnr_db,
+        "run": result.winner.run,
+        "weights": result.winner.weights,
+        "val_psnr_db": result.winner.psnr_db,
         "recipe": result.recipe,
         "samples": result.samples,
         "full_samples": result.full_samples,

@@ -75,7 +75,9 @@ def claim(config: SearchConfig, workspace: Workspace) -> None:
     changed = [
         key
         for key in sorted(now.keys() | was.keys())
-        if key.partition(".")[0] not in FREE_SECTIONS and key not in _FREE_KEYS and now.get(key) != was.get(key)
+        if key.partition(".")[0] not in FREE_SECTIONS
+        and key not in _FREE_KEYS
+        and now.get(key) != was.get(key)
     ]
     if changed:
         raise differing("search", path, was, now, changed)
