@@ -116,7 +116,8 @@ class TrialRun:
         except CapabilityError as error:  # a server that is away: at the next turn
             log.info("trial %d has no MLflow run yet: %s", self.trial.number, error)
             return False
-        self._pump = Pump(self.run_dir, self.mirror, self._tracker, self._on_row)
+        label = f"trial {self.trial.number}: "
+        self._pump = Pump(self.run_dir, self.mirror, self._tracker, self._on_row, label=label)
         return True
 
     def _on_row(self, row: Row) -> None:

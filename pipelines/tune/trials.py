@@ -80,10 +80,11 @@ class Trials:
             target=self._tune, args=(queue, folder, failures), name="ray-tune", daemon=True
         )
         thread.start()
+        is_stopping = False
         while thread.is_alive():
             thread.join(_LOOK_EVERY_S)
-            if wants_stop() and not queue.is_closed:
-                queue.is_closed = True
+            if not is_stopping and (wants_stop() or queue.failure is not None):
+                is_stopping = queue.is_closed = True
                 for trial in self._ledger.running():
                     if trial.number in self._runs:
                         self._runs[trial.number].stop()

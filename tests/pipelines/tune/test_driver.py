@@ -100,24 +100,27 @@ def test_a_trial_that_diverges_is_recorded_and_replaced(
     store: PairStore, tmp_path: Path, ray_session: None
 ) -> None:
     """A rate of 1e30 gives no number in a step or two."""
-    bad = {"optim.lr": {"choice": [1e30, 1e-3]}, "optim.max_bad_steps": {"choice": [1]}}
+    bad = {"optim.lr": {"choice": [1e-3, 2e-3, 1e30]}, "optim.max_bad_steps": {"choice": [1]}}
     workspace = Workspace(tmp_path / "workspace")
-    config = _config(tmp_path, store, space=bad, scheduler="none", trials=2)
+    config = _config(tmp_path, store, space=bad, scheduler="none", searcher="grid", trials=2)
     result = tune.run(config, workspace)
     failed = [trial for trial in result.trials if trial.outcome == "failed"]
     assert failed and all(trial.point["optim.lr"] == 1e30 for trial in failed)
     assert all("diverged" in (trial.error or "") for trial in failed)
     well = [trial for trial in result.trials if trial.outcome == "finished"]
-    assert [trial.point["optim.lr"] for trial in well] == [1e-3, 1e-3]
+    assert {trial.point["optim.lr"] for trial in well} == {1e-3, 2e-3}
     assert result.version is None
 
     only_bad = _config(
         tmp_path, store, {"name": "bad"}, space={**bad, "optim.lr": {"choice": [1e30]}}, max_failed=1
     )
-    with pytest.raises(CapabilityError, match=r"the search gives up.*2 trials failed, the last: .*diverged"):
+    with pytest.raises(
+        CapabilityError, match=r"the search gives up.*[23] trials failed, the last: .*diverged"
+    ):
         tune.run(only_bad, workspace)
     ledger = TrialLedger(workspace.run_dir("bad") / "trials.jsonl")
-    assert [trial.outcome for trial in ledger.trials.values()] == ["failed", "failed"]
+    # A third may have been under way, and is left as it is, to be gone on with.
+    assert [trial.outcome for trial in ledger.trials.values()][:2] == ["failed", "failed"]
 
 
 @pytest.mark.ray
