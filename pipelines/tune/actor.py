@@ -1,7 +1,6 @@
 """What Ray Tune runs for each trial: an attempt at a training run, whose scores it reports.
 
-The actor takes hardly any CPU. Training workers have placement groups of their own, as under `nafnet train`;
-how many trials there are at a time is the queue's affair (`queue.py`).
+How many there are at a time is the queue's affair (`queue.py`).
 """
 
 from __future__ import annotations
@@ -43,6 +42,11 @@ class TrialActor(tune.Trainable):
 
     # A name that Tune's own class has not: it keeps plenty under plain ones.
     _attempt_of_trial: _Attempt
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Hardly any: its workers have placement groups of their own."""
+        return tune.PlacementGroupFactory([{"CPU": ACTOR_CPUS}])
 
     def setup(self, config: dict[str, Any]) -> None:
         self._attempt_of_trial = _Attempt(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from nafnet_core import CapabilityError, NAFNetError
 from pipelines.config import RunConfig, SearchConfig
-from pipelines.files import make_folder
 from pipelines.tune.checks import scored_shares
 from pipelines.tune.ledger import Trial, TrialLedger
 from pipelines.tune.space import Space, short
@@ -27,14 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
-# Times that a trial's lost actor is replaced; it goes on from its checkpoint. Its workers have their own.
-_MAX_ACTOR_FAILURES = 3
-_TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial's end comes without a score
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 
 
 class Trials:
@@ -114,36 +104,15 @@ class Trials:
             run.send_rest(self._client, self._parent_run_id, wait_s=max(1.0, end - time.monotonic()))
 
     def _tune(self, queue: TrialQueue, folder: Path, failures: list[BaseException]) -> None:
-        from ray import tune
-
-        from pipelines.tune.actor import ACTOR_CPUS, TrialActor
+        from pipelines.tune.actor import TrialActor
         from pipelines.tune.schedulers import scheduler_of
+        from pipelines.tune.tuner import tuned
 
-        attempts = make_folder(folder / "ray")
-        for name, value in _TUNE_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failure is told in a line
-        scheduler = scheduler_of(self._config.search, self._ledger, lambda number: self._runs[number].stop())
         try:
-            tune.Tuner(
-                tune.with_resources(TrialActor, {"cpu": ACTOR_CPUS}),
-                tune_config=tune.TuneConfig(
-                    num_samples=-1,  # the queue says when it is enough
-                    search_alg=queue,
-                    scheduler=scheduler,
-                    reuse_actors=True,
-                    trial_name_creator=lambda trial: trial.trial_id,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                ),
-                run_config=tune.RunConfig(
-                    # Each attempt its own: what goes on is in our ledger, not in Ray's snapshots.
-                    name=f"attempt-{sum(1 for _ in attempts.iterdir()):03d}",
-                    storage_path=str(attempts),
-                    failure_config=tune.FailureConfig(max_failures=_MAX_ACTOR_FAILURES),
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # runs have their own
-                    verbose=0,
-                ),
-            ).fit()
+            scheduler = scheduler_of(
+                self._config.search, self._ledger, lambda number: self._runs[number].stop()
+            )
+            tuned(TrialActor, queue, scheduler, folder)
         except BaseException as error:  # carried over to the driver's own thread
             failures.append(error)
 

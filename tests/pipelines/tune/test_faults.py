@@ -92,7 +92,8 @@ def test_a_driver_that_is_killed_five_times_loses_nothing(store: Path, tmp_path:
 
 
 def test_trials_whose_processes_die_go_on(store: Path, tmp_path: Path) -> None:
-    search = _search(tmp_path, store, trials=2, scheduler="none")
+    changes = {"budget": {"samples": 16384}}
+    search = _search(tmp_path, store, changes=changes, trials=2, scheduler="none")
     search.start()
     search.wait_for(lambda: len(search.journal(1)) > 8)
     for worker in search.processes("RayTrainWorker"):
