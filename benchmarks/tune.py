@@ -1,6 +1,6 @@
-"""`nafnet tune`: ASHA against all trials at full length, the start of a trial, a driver that is killed, scale.
+"""`nafnet tune`: ASHA against all trials at full length, a trial's start, a driver that is killed, scale.
 
-    NAFNET_DATA=~/data python benchmarks/tune.py                    # half an hour; photos in ~/data/sharp/bsds500
+    NAFNET_DATA=~/data python benchmarks/tune.py                    # half an hour; ~/data/sharp/bsds500
     NAFNET_DATA=~/data python benchmarks/tune.py --quick            # shorter trials, fewer of the dry ones
     NAFNET_DATA=~/data python benchmarks/tune.py --only starts dry  # of search, starts, kills, dry
 
@@ -80,11 +80,11 @@ def main() -> None:
 
 
 def search_rows(place: Path, folder: Path, samples: int) -> Rows:
-    """The same configurations by ASHA, and all at full length; the best is looked up in the second's scores."""
+    """The same configurations by ASHA, and all at full length, whose scores say which was the best."""
     found = {
         scheduler: _search(
-            place, folder, f"search-{scheduler}", f"budget.samples={samples}", f"search.scheduler={scheduler}",
-            "validation={times: 1, max_images: 12}",
+            place, folder, f"search-{scheduler}", f"budget.samples={samples}",
+            f"search.scheduler={scheduler}", "validation={times: 1, max_images: 12}",
         )
         for scheduler in ("none", "asha")
     }  # fmt: skip
@@ -160,7 +160,7 @@ def kill_rows(place: Path, folder: Path) -> Rows:
 
 
 def dry_rows(place: Path, num_trials: int) -> Rows:
-    """A large search without training: the real queue, scheduler and ledger, on a cluster that only says so."""
+    """A large search without training: the real queue, scheduler and ledger, on GPUs that are none."""
     import ray
 
     from pipelines.tune.queue import TrialQueue
