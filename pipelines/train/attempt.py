@@ -14,6 +14,7 @@ from pipelines.train.failures import read_failures
 from pipelines.train.files import CONFIG, FAILURES, STOP
 from pipelines.train.launch import fit, ray_trainer
 from pipelines.train.mirror import Mirror
+from pipelines.train.placement import release_group
 
 
 def storage_of(config: RunConfig, run_dir: Path) -> tuple[LocalFolder | RemoteFolder, Mirror | None]:
@@ -57,6 +58,7 @@ def attempt(
     Raises:
         NAFNetError: what ended the workers, in one line.
     """
+    release_group(storage)
     fit(ray_trainer(config, run_dir, storage, spare), run_dir, meanwhile)
     for failure in read_failures(run_dir):
         if (error := failure.error()) is not None:

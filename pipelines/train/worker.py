@@ -26,6 +26,7 @@ from pipelines.train.failures import read_failures
 from pipelines.train.files import STOP
 from pipelines.train.loop import set_threads, train
 from pipelines.train.mirror import Mirror
+from pipelines.train.placement import note_group
 from pipelines.train.trainer import TrainContext
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def _work(job: Job, run_dir: Path, sending: contextlib.AbstractContextManager[No
     rank, world_size = placement.get_world_rank(), placement.get_world_size()
     _log_to(run_dir / "logs" / f"rank{rank}.log")
     log.info("rank %d of %d begins, process %d", rank, world_size, os.getpid())
+    if rank == 0:
+        note_group(job.storage)
     set_threads(config.scaling.threads_per_worker or max(1, (psutil.cpu_count() or 1) // world_size))
     device = ray.train.torch.get_device()
     if device.type == "cuda":
