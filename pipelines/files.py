@@ -52,10 +52,15 @@ def json_bytes(content: Any) -> bytes:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, held: Path | None = None, option: str = "--out") -> Iterator[None]:
     """Hold the lock file `path`, which may lie in a folder that its holder removes at the end.
 
     The system gives a lock up with the process that holds it, however that ends.
+
+    Args:
+        path: the lock file.
+        held: what it stands for; None is the folder around the lock's own.
+        option: with which the user names another.
 
     Raises:
         InputError: another process holds it.
@@ -64,14 +69,14 @@ def locked(path: Path) -> Iterator[None]:
     try:
         while descriptor is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = _lock(path)
+            descriptor = _lock(path, held or path.parent.parent, option)
         yield
     finally:
         if descriptor is not None:
             os.close(descriptor)
 
 
-def _lock(path: Path) -> int | None:
+def _lock(path: Path, held: Path, option: str) -> int | None:
     """The lock's descriptor, or None where the one who had it removed the file meanwhile: try again."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -85,8 +90,8 @@ def _lock(path: Path) -> int | None:
         os.close(descriptor)
         raise InputError(
             "another run is at work in this folder",
-            file=path.parent.parent,
-            fix="Wait for it, or choose another --out",
+            file=held,
+            fix=f"Wait for it, or choose another {option}",
         ) from error
     except FileNotFoundError:
         pass

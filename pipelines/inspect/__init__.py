@@ -4,8 +4,8 @@
     nafnet inspect store --deep          # decodes every pair, and compares the digest of the pixels too
     nafnet inspect my-run                # checkpoints with their digests, curves
 
-One file a kind: `stores`, `weights`, `runs`; `verification` checks a store's files, `sampling` measures pairs
-and `drawing` draws them.
+One file a kind: `stores`, `weights`, `runs`, `searches`; `verification` checks a store's files, `sampling`
+measures pairs and `drawing` draws them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def run(config: InspectConfig, *, show: Show) -> InspectResult:
     """Look at `config.what`.
 
     Args:
-        config: `what` is a store; a weights file or `models:/NAME@ALIAS`; a run's folder or its name in the
-            workspace; or a folder or list of pairs that `prepare` would take.
+        config: `what` is a store; a weights file or `models:/NAME@ALIAS`; the folder of a run or search,
+            or its name in the workspace; or a folder or list of pairs that `prepare` would take.
         show: makes a progress display from a label and a unit.
 
     Raises:
@@ -52,7 +52,10 @@ def _kind_of(config: InspectConfig) -> Callable[[InspectConfig, Show], InspectRe
 
         return inspect_model
     from pipelines.inspect.runs import find_run, inspect_run
+    from pipelines.inspect.searches import find_search, inspect_search
 
+    if isinstance(path, Path) and find_search(config.what, config.workspace) is not None:
+        return inspect_search
     if isinstance(path, Path) and find_run(config.what, config.workspace) is not None:
         return inspect_run
     if path.is_dir() or (path.suffix in _LISTS and path.is_file()):
@@ -62,6 +65,6 @@ def _kind_of(config: InspectConfig) -> Callable[[InspectConfig, Show], InspectRe
     raise InputError(
         "no such thing" if not path.exists() else "nothing that can be looked at",
         file=str(path),
-        expected="a store, a weights file, models:/NAME@ALIAS, a run, or a folder or list of pairs",
+        expected="a store, a weights file, models:/NAME@ALIAS, a run or search, or a folder or list of pairs",
         fix="Of a store, name its folder" if path.exists() else None,
     )

@@ -18,7 +18,7 @@ class InspectConfig:
     """What to look at, and how closely."""
 
     what: str
-    """A store, a model, a run, or a source of pairs; see `run`."""
+    """A store, a model, a run, a search, or a source of pairs; see `run`."""
     workspace: Workspace
     out: Path | None = None
     """Folder of the pictures; None takes the workspace's `inspect/NAME`."""
@@ -37,7 +37,7 @@ class InspectConfig:
 class InspectResult:
     """What was found. Everything is plain values, as `--json` prints them."""
 
-    kind: Literal["store", "source", "model", "run"]
+    kind: Literal["store", "source", "model", "run", "search"]
     name: str
     facts: Mapping[str, Any]
     statistics: Mapping[str, Any] | None = None

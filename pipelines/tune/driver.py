@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from cluster.connect import connect
 from nafnet_core import CapabilityError, InputError, StoppedError
 from pipelines.config import SearchConfig
-from pipelines.files import make_folder, write_json
+from pipelines.files import locked, make_folder, write_json
 from pipelines.tracking import Row, Tracker, mlflow_client
 from pipelines.train.checks import check_resources, warn
-from pipelines.train.files import CONFIG, METRICS
+from pipelines.train.files import CONFIG, METRICS, STOP
 from pipelines.train.stopping import stop_requests
 from pipelines.tune import drawing
 from pipelines.tune.checks import check_search, claim, total_samples
-from pipelines.tune.files import HISTORY, LEDGER, PARALLEL, TABLE, WINNER
+from pipelines.tune.files import HISTORY, LEDGER, LOCK, PARALLEL, TABLE, WINNER
 from pipelines.tune.ledger import Trial, TrialLedger
 from pipelines.tune.record import SearchJournal, opening, write_table
 from pipelines.tune.space import Space
@@ -90,38 +90,40 @@ def run(
     warn(config.base)
     workspace.make()
     claim(config, workspace)
-    search = _Search(config, space, workspace)
-    client = mlflow_client(workspace, config.tracking.uri, must_answer=search.tracker.run_id is None)
-    with connect(address), stop_requests(search.folder / "stop") as request:
-        check_resources(config.base)
-        trials = search.open(client)
+    folder = make_folder(workspace.run_dir(config.name))
+    with locked(folder / LOCK, held=folder, option="--name"):
+        search = _Search(config, space, workspace, folder)
+        client = mlflow_client(workspace, config.tracking.uri, must_answer=search.tracker.run_id is None)
+        with connect(address), stop_requests(folder / STOP) as request:
+            check_resources(config.base)
+            trials = search.open(client)
 
-        def meanwhile() -> None:
-            search.pump()
-            on_progress(search.progress())
+            def meanwhile() -> None:
+                search.pump()
+                on_progress(search.progress())
 
-        try:
-            trials.run(search.folder, wants_stop=lambda: request.exit_code is not None, meanwhile=meanwhile)
-            if request.exit_code is not None:
-                raise StoppedError(
-                    f"stopped; {len(search.ledger.trials)} trials are saved in {search.folder}",
-                    exit_code=request.exit_code,
-                    fix="The same command goes on from there",
-                )
-            return search.conclude(trials, address, on_row, on_scored)
-        except BaseException as error:
-            status = "KILLED" if isinstance(error, StoppedError) else "FAILED"
-            trials.close(wait_s=_WAIT_STOPPED_S)
-            search.close(status, wait_s=_WAIT_STOPPED_S)
-            raise
+            try:
+                trials.run(folder, wants_stop=lambda: request.exit_code is not None, meanwhile=meanwhile)
+                if request.exit_code is not None:
+                    raise StoppedError(
+                        f"stopped; {len(search.ledger.trials)} trials are saved in {folder}",
+                        exit_code=request.exit_code,
+                        fix="The same command goes on from there",
+                    )
+                return search.conclude(trials, address, on_row, on_scored)
+            except BaseException as error:
+                status = "KILLED" if isinstance(error, StoppedError) else "FAILED"
+                trials.close(wait_s=_WAIT_STOPPED_S)
+                search.close(status, wait_s=_WAIT_STOPPED_S)
+                raise
 
 
 class _Search:
     """One search: its files, and its MLflow run."""
 
-    def __init__(self, config: SearchConfig, space: Space, workspace: Workspace) -> None:
+    def __init__(self, config: SearchConfig, space: Space, workspace: Workspace, folder: Path) -> None:
         self._config, self._space, self._workspace = config, space, workspace
-        self.folder = make_folder(workspace.run_dir(config.name))
+        self.folder = folder
         self.ledger = TrialLedger(self.folder / LEDGER)
         self.tracker = Tracker(self.folder, self.folder / METRICS)
         self._journal = SearchJournal(self.folder / METRICS)

@@ -1,5 +1,7 @@
 """Names of the files in a search's folder, beside those of a run that it has as well."""
 
+LOCK = "lock"
+"""Held by the driver."""
 LEDGER = "trials.jsonl"
 """What is known of the trials."""
 RECIPE = "best.yaml"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -64,7 +64,9 @@ class TrialLedger:
         self.trials: dict[int, Trial] = {}
         self.history: list[Mapping[str, Any]] = []
         """Every line, oldest first."""
-        for line in _whole_lines(path):
+        content = path.read_bytes() if path.exists() else b""
+        self._end = content.rfind(b"\n") + 1
+        for line in content[: self._end].splitlines():
             self._take(json.loads(line))
 
     def begin(self, number: int, point: Mapping[str, Any]) -> Trial:
@@ -123,19 +125,9 @@ class TrialLedger:
     def _write(self, row: Mapping[str, Any]) -> None:
         content = json.dumps({"time": time.time(), **row}).encode() + b"\n"
         with self._path.open("ab") as file:
+            file.truncate(self._end)  # what a kill has left of a last line
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        self._end += len(content)
         self._take(json.loads(content))
-
-
-def _whole_lines(path: Path) -> Iterable[bytes]:
-    """The file's lines; what a kill left of a last one is cut off."""
-    if not path.exists():
-        return []
-    with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            file.truncate(whole)
-    return content[:whole].splitlines()

@@ -98,11 +98,8 @@ class Search:
         return self._errors.read_text()
 
     def ledger(self) -> TrialLedger:
-        """As it is now. Reading cuts half a line off, so a copy is read."""
-        copy = self.workspace.parent / "ledger-copy.jsonl"
-        path = self.folder / "trials.jsonl"
-        copy.write_bytes(path.read_bytes() if path.exists() else b"")
-        return TrialLedger(copy)
+        """As it is now."""
+        return TrialLedger(self.folder / "trials.jsonl")
 
     def journal(self, number: int) -> list[dict[str, Any]]:
         path = self.workspace / "runs" / f"s-{number:04d}" / "metrics.jsonl"

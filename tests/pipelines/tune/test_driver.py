@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from nafnet_core import CapabilityError, InputError
-from pipelines import registry, train, tune
+from pipelines import console, inspect, registry, train, tune
 from pipelines.config import SearchConfig, load_config, with_stores
 from pipelines.config.recipe import load_search
+from pipelines.files import locked
 from pipelines.store import PairStore
 from pipelines.tracking import TRACKING, mlflow_client
 from pipelines.tune.ledger import TrialLedger
@@ -86,6 +87,14 @@ def test_a_search_ends_with_a_recipe_a_record_and_a_candidate(
 
     with pytest.raises(InputError, match="finished already"):
         tune.run(config, workspace)
+    with (
+        locked(result.search_dir / "lock"),
+        pytest.raises(InputError, match="another run is at work.*--name"),
+    ):
+        tune.run(config, workspace)
+    looked_at = inspect.run(inspect.InspectConfig(what="s", workspace=workspace), show=console.progress)
+    assert (looked_at.kind, looked_at.facts["finished"]) == ("search", True)
+    assert looked_at.facts["best_trial"] == result.best.number and len(looked_at.pictures) == 2
     # More trials: the same search goes on.
     more = tune.run(_config(tmp_path, store, trials=5, register_winner=True, rungs=2), workspace)
     assert more.mlflow_run_id == result.mlflow_run_id
