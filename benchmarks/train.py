@@ -3,6 +3,8 @@
     NAFNET_DATA=~/data python benchmarks/train.py        # photos in ~/data/sharp/bsds500; half an hour
     NAFNET_DATA=~/data python benchmarks/train.py --quick            # all rows, PSNR after one minute
     NAFNET_DATA=~/data python benchmarks/train.py --only rates stops # of rates, stops, psnr
+    NAFNET_DATA=~/data python benchmarks/train.py --only rates --seconds 60 --config gopro_width32 \\
+        --set 'stages=[{patch_px: 256, batch: 4}]' --set precision=bf16 --set 'scaling={num_workers: 2}'
 
 Two workers of one thread, and two processes of one thread for each peer. Photos are blurred once; all train
 on the same crops, and are scored on whole other photos by the project's protocol. The plain trainer is
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -52,6 +55,7 @@ _STOPS_S, _CHECKPOINT_EVERY_S, _STATED_EVERY_S, _WINDOW_STEPS = 45.0, 6.0, 120.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", default="mobile", help="recipe of `nafnet train`")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="override of the recipe")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, for the PSNR rows")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of one measurement of speed")
     parser.add_argument("--rounds", type=int, default=3, help="of the measurements of speed")
@@ -65,16 +69,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder, place = options.data or Path(temporary), Path(temporary)
         stores.make_training_stores(folder)
-        config = load_config(options.config, train=[folder / "train"])
+        recipe = Recipe(options.config, tuple(options.overrides))
+        config = load_config(recipe.name, recipe.overrides, train=[folder / "train"])
         peer = _Plain(folder, config)
         rows: Rows = {}
         if "rates" in options.only:
-            rows |= rate_rows(place, folder / "train", config, options.config, peer, options.seconds, rounds)
+            rows |= rate_rows(place, folder / "train", config, recipe, peer, options.seconds, rounds)
         if "stops" in options.only:
-            rows |= stop_rows(place, folder / "train", config, options.config, _STOPS_S)
+            rows |= stop_rows(place, folder / "train", config, recipe, _STOPS_S)
         if "psnr" in options.only:
-            rows |= psnr_rows(place, folder, config, options.config, peer, minutes, options.seed)
+            rows |= psnr_rows(place, folder, config, recipe, peer, minutes, options.seed)
     show(rows, as_json=options.json, versions={"torch": torch.__version__})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What of `nafnet train` is measured."""
+
+    name: str
+    overrides: tuple[str, ...]
 
 
 class _Plain:
@@ -103,7 +116,7 @@ def rate_rows(
     place: Path,
     store: Path,
     config: RunConfig,
-    recipe: str,
+    recipe: Recipe,
     peer: _Plain,
     seconds: float,
     rounds: int,
@@ -112,13 +125,15 @@ def rate_rows(
     stage = config.stages[0]
     ours, bare, plain, waits, firsts = [], [], [], [], []
     for number in range(rounds):
-        run = runs.TrainRun(place, f"rate-{number}", recipe, store, [_WITHOUT_LIMIT, _WITHOUT_VALIDATION])
+        overrides = [*recipe.overrides, _WITHOUT_LIMIT, _WITHOUT_VALIDATION]
+        run = runs.TrainRun(place, f"rate-{number}", recipe.name, store, overrides)
         journal = run.wait_for(lambda rows: _span_s(rows) > seconds + _SETTLING_S, limit_s=_limit_s(seconds))
         run.stop()
         ours.append(_rate(journal))
         waits.append(statistics.fmean(row.metrics["train/data_wait"] for row in _settled(journal)[1:]))
         firsts.append(runs.first_step_at(journal, stage.batch) - run.started_at)
-        arguments = ["--store", str(store), "--seconds", str(seconds), "--config", recipe]
+        arguments = ["--store", str(store), "--seconds", str(seconds), "--config", recipe.name]
+        arguments += [part for override in recipe.overrides for part in ("--set", override)]
         bare.append(runs.torchrun("_bare_loop.py", arguments)["samples_per_s"])
         plain.append(peer.run(seconds)["samples_per_s"])
     shape = f"{config.model.preset}, patch {stage.patch_px}, batch {stage.batch}"
@@ -135,11 +150,11 @@ def rate_rows(
     }
 
 
-def stop_rows(place: Path, store: Path, config: RunConfig, recipe: str, seconds: float) -> Rows:
+def stop_rows(place: Path, store: Path, config: RunConfig, recipe: Recipe, seconds: float) -> Rows:
     """What a checkpoint costs, and a lost worker, in a run that writes many and logs every step."""
-    overrides = [_WITHOUT_LIMIT, _WITHOUT_VALIDATION, _EVERY_STEP]
+    overrides = [*recipe.overrides, _WITHOUT_LIMIT, _WITHOUT_VALIDATION, _EVERY_STEP]
     overrides += [f"checkpoint={{every_minutes: {_CHECKPOINT_EVERY_S / 60}, keep: 1000}}"]
-    run = runs.TrainRun(place, "stops", recipe, store, overrides)
+    run = runs.TrainRun(place, "stops", recipe.name, store, overrides)
     journal = run.wait_for(lambda rows: _span_s(rows) > seconds, limit_s=_limit_s(seconds))
     saved = {int(path.name) for path in (run.run_dir / "checkpoints").iterdir() if path.name.isdigit()}
     batch, after, others = config.stages[0].batch, [], []
@@ -178,15 +193,15 @@ def psnr_rows(
     place: Path,
     folder: Path,
     config: RunConfig,
-    recipe: str,
+    recipe: Recipe,
     peer: _Plain,
     minutes: float,
     seed: int,
 ) -> Rows:
     """Both train for the same time; ours first, for it decides its samples by a short calibration."""
     stage = config.stages[0]
-    overrides = [f"budget={{minutes: {minutes}}}", _WITHOUT_VALIDATION, f"seed={seed}"]
-    run = runs.TrainRun(place, "psnr", recipe, folder / "train", overrides)
+    overrides = [*recipe.overrides, f"budget={{minutes: {minutes}}}", _WITHOUT_VALIDATION, f"seed={seed}"]
+    run = runs.TrainRun(place, "psnr", recipe.name, folder / "train", overrides)
     journal = run.wait_for(lambda rows: rows[-1:] != [] and rows[-1].event == "finished", limit_s=1e5)
     result = run.result(limit_s=_START_LIMIT_S)
     trained_s = journal[-1].time_s - next(row.time_s for row in journal if row.event == "started")
