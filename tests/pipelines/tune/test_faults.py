@@ -11,7 +11,9 @@ import pytest
 
 from pipelines.tracking import mlflow_client
 from pipelines.workspace import Workspace
+from tests.pipelines.mlflow_servers import MlflowServer
 from tests.pipelines.pairs import make_store, write_pairs
+from tests.pipelines.postgres import postgres
 from tests.pipelines.tune import searches
 from tests.pipelines.tune.searches import Search
 
@@ -43,9 +45,9 @@ def _starts(search: Search) -> dict[int, int]:
     }
 
 
-def _assert_curves_are_whole(search: Search, result: dict[str, Any]) -> None:
+def _assert_curves_are_whole(search: Search, result: dict[str, Any], uri: str | None = None) -> None:
     """MLflow has one run of the search and one a trial, and each validation once."""
-    client = mlflow_client(Workspace(search.workspace))
+    client = mlflow_client(Workspace(search.workspace), uri)
     experiment = client.get_experiment_by_name("nafnet")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
@@ -123,6 +125,26 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(store: Path, tmp_path: Path) 
     assert len(result["trials"]) == 2
     assert set(_starts(search).values()) == {1}
     _assert_curves_are_whole(search, result)
+
+
+def test_a_server_on_postgresql_has_each_run_once(store: Path, tmp_path: Path) -> None:
+    """Also one that is away for a while, and a driver that is killed meanwhile."""
+    with postgres() as database:
+        server = MlflowServer(tmp_path / "server", database)
+        server.start()
+        try:
+            changes = {"tracking": {"uri": server.uri, "log_every_s": 0.1}}
+            search = _search(tmp_path, store, changes=changes, trials=3, rungs=2)
+            search.start()
+            search.wait_for(lambda: len(search.journal(1)) > 8)
+            server.send(signal.SIGKILL)
+            search.wait_for(lambda: search.ledger().trials[1].scores)
+            search.kill()
+            server.start()
+            result = search.run()
+            _assert_curves_are_whole(search, result, server.uri)
+        finally:
+            server.stop()
 
 
 @pytest.fixture
