@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 REGISTERED_NAME = "nafnet-deblur"
 CHAMPION = f"models:/{REGISTERED_NAME}@champion"
 WEIGHTS_IN_VERSION = "artifacts/model.safetensors"
+# MLflow's answers to an alias of no model, and to no such alias of a model.
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +99,19 @@ def find_weights(spec: str | None, workspace: Workspace) -> tuple[str, Path]:
 
 
 def alias_version(client: MlflowClient, alias: str) -> int | None:
-    """Version that an alias of the registered model points at; None where there is none."""
+    """Version that an alias of the registered model points at; None where there is none.
+
+    Raises:
+        MlflowException: the registry does not answer, of which nothing must be concluded.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         return int(client.get_model_version_by_alias(REGISTERED_NAME, alias).version)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in _NOT_THERE:
+            return None
+        raise
 
 
 def _registered(spec: str, workspace: Workspace) -> tuple[str, Path]:

@@ -61,6 +61,8 @@ def mlflow_client(
             fix="Set MLFLOW_TRACKING_URI in the environment, or MLFLOW_TRACKING_USERNAME and _PASSWORD",
         )
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Its bars, one for each file, would stand between ours.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri(workspace, configured)
     if uri.startswith("sqlite:///"):
         check_database(Path(uri.removeprefix("sqlite:///")))
@@ -69,6 +71,8 @@ def mlflow_client(
     # MLflow's and urllib3's own lines about each call, which say in ten lines what we say in one.
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # This one logs the traceback of what it raises as well, a data base that is locked for a moment.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     if must_answer or not uri.startswith("http"):
         _probe(client, uri)
