@@ -110,9 +110,14 @@ def write_down(
     client: MlflowClient, workspace: Workspace, record: Mapping[str, Any], state: str, note: str = ""
 ) -> Move:
     """Enter into the history what moves nothing: that the gate refused."""
-    move = _claim(client, workspace, record, state, uuid.uuid4().hex)
-    _close(client, move, state, note)
-    return move
+    token = uuid.uuid4().hex
+    _OURS.add(token)
+    try:
+        move = _claim(client, workspace, record, state, token)
+        _close(client, move, state, note)
+        return move
+    finally:
+        _OURS.discard(token)
 
 
 def settle(client: MlflowClient, workspace: Workspace) -> list[Move]:
@@ -121,6 +126,7 @@ def settle(client: MlflowClient, workspace: Workspace) -> list[Move]:
     left = [move for move in moves if move.state == OPEN and not _is_alive(move, _now_ms())]
     for move in reversed(left):
         _complete(client, move)
+    _end_runs_without_a_move(client)
     if left:
         moves = read_moves(client)
     if _is_moved_outside(client, moves):
@@ -194,10 +200,9 @@ def _claim(
     if record.get("gain_db") is not None:
         told["gain_db"] = f"{record['gain_db']:.4f}"
     tags = {f"{PREFIX}{key}": value for key, value in told.items() if value}
+    tags |= {f"{PREFIX}token": token, f"{PREFIX}owner": json.dumps(owner)}
     run_id = _write_record(client, workspace, {**told, **record, "host": owner["host"]}, tags)
-    tags |= {
-        f"{PREFIX}state": state, f"{PREFIX}token": token, f"{PREFIX}owner": json.dumps(owner)
-    }  # fmt: skip
+    tags[f"{PREFIX}state"] = state
     source = f"runs:/{run_id}/{RECORD}"
     for attempt in range(_CLAIM_ATTEMPTS):
         try:
@@ -254,10 +259,25 @@ def _wait_for_turn(client: MlflowClient, mine: Move) -> None:
 
 def _is_alive(move: Move, now_ms: int) -> bool:
     """Whether the process of an open move may still be at it."""
-    owner = move.owner
+    return _is_at_work(move.owner, move.token, now_ms - move.claimed_ms)
+
+
+def _is_at_work(owner: Mapping[str, Any], token: str | None, age_ms: int) -> bool:
     if owner.get("machine") == machine_id():
-        return move.token in _OURS if owner.get("pid") == os.getpid() else not is_dead(owner)
-    return now_ms - move.claimed_ms < 1000 * _EXPIRE_S
+        return token in _OURS if owner.get("pid") == os.getpid() else not is_dead(dict(owner))
+    return age_ms < 1000 * _EXPIRE_S
+
+
+def _end_runs_without_a_move(client: MlflowClient) -> None:
+    """Runs of processes that were killed before they claimed: they are not running, as MLflow would show."""
+    experiment = client.get_experiment_by_name(HISTORY)
+    if experiment is None:
+        return
+    for run in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'"):
+        owner = json.loads(run.data.tags.get(f"{PREFIX}owner", "{}"))
+        age_ms = _now_ms() - run.info.start_time
+        if not _is_at_work(owner, run.data.tags.get(f"{PREFIX}token"), age_ms):
+            retried(lambda run=run: client.set_terminated(run.info.run_id, status="KILLED"))
 
 
 def _complete(client: MlflowClient, move: Move) -> None:

@@ -116,8 +116,9 @@ def _log_model(client: MlflowClient, files: dict[str, Path], run_id: str) -> tup
 
     image = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, 3))])
     with warnings.catch_warnings(record=True), fluent(client), mlflow.start_run(run_id=run_id):
-        # Recorded, to be dropped: MLflow asks for type hints and an example, from which it would guess
-        # the signature that it is given here.
+        # It asks for type hints and an example, from which it would guess the signature that it is given.
+        # Recorded, to be dropped, since for some it puts filters of its own before ours.
+        warnings.simplefilter("ignore")
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(_PYFUNC),
