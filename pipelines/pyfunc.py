@@ -21,8 +21,8 @@ from nafnet_core.tiling import MAX_TILE_PX
 class DeblurModel(mlflow.pyfunc.PythonModel):
     """uint8 (H, W, 3) RGB in, the same out; fp32, tiles of up to 1024 px.
 
-    The same pixels as of `nafnet restore --precision fp32`, whose tiles are of 1024 px too where memory
-    allows.
+    On one machine with as many threads these are the pixels of `nafnet restore --precision fp32`, whose tiles
+    are of 1024 px too where memory allows.
     """
 
     def load_context(self, context: Any) -> None:

@@ -33,13 +33,16 @@ def asking(workspace: Workspace) -> Iterator[MlflowClient]:
     """
     client = mlflow_client(workspace)
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield client
-    except MlflowException as error:
+    # The latter where MLflow looks at its tables for the first time.
+    except (MlflowException, SQLAlchemyError) as error:
         uri = str(client.tracking_uri)
+        is_refusal = isinstance(error, MlflowException) and error.error_code != _BUSY
         raise CapabilityError(
-            "the registry cannot do this now" if error.error_code == _BUSY else "the registry refuses this",
+            "the registry refuses this" if is_refusal else "the registry cannot do this now",
             file=public(uri),
             got=reason(error, uri),
             fix="Run this again; if it stays so, look whether MLflow's data base or server is well",

@@ -29,6 +29,7 @@ _QUICK = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it prints the address whole, password and all
 }
+_DATABASE_SERVERS = ("postgresql", "mysql", "mssql")
 _WRAPPING = "'\"()"
 _quick_lock = threading.Lock()
 _quick_holders = 0
@@ -66,6 +67,8 @@ def mlflow_client(
     uri = tracking_uri(workspace, configured)
     if uri.startswith("sqlite:///"):
         check_database(Path(uri.removeprefix("sqlite:///")))
+    elif uri.startswith(_DATABASE_SERVERS):
+        _check_connection(uri)
     import mlflow
 
     # MLflow's and urllib3's own lines about each call, which say in ten lines what we say in one.
@@ -186,6 +189,27 @@ def make_experiment(client: MlflowClient, name: str, workspace: Workspace) -> st
             if found is None:
                 raise
     return found.experiment_id
+
+
+def _check_connection(uri: str) -> None:
+    """Connect once to a data base's server: MLflow would try for two minutes, and then raise anything."""
+    import sqlalchemy
+
+    failed = (sqlalchemy.exc.SQLAlchemyError, ImportError)
+    try:
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+        with engine.connect():
+            pass
+    except failed as error:
+        is_import = isinstance(error, ImportError)
+        raise CapabilityError(
+            "no driver for this data base" if is_import else "the data base does not answer",
+            file=public(uri),
+            got=reason(error, uri),
+            fix="Install it, or name another one, as in postgresql+psycopg2://"
+            if is_import
+            else "Check MLFLOW_TRACKING_URI",
+        ) from error
 
 
 def _probe(client: MlflowClient, uri: str) -> None:
