@@ -60,31 +60,32 @@ def _race(workspace: Workspace, commands: list[list[str]], **environment: str) -
     return [(racer.returncode, said) for racer, (_, said) in zip(racers, answers, strict=True)]
 
 
-def _prepared(workspace: Workspace, store: PairStore) -> list[list[str]]:
-    """A champion and as many better versions as racers; their commands."""
+def _prepared(workspace: Workspace, store: PairStore, *, has_champion: bool = True) -> list[list[str]]:
+    """Version 1, a champion or not, and as many better versions as racers; their commands."""
     for number in range(_NUM + 1):
         path = write_brightener(workspace.root / f"{number}.safetensors", 0.2 + 0.15 * number)
         registry.register(str(path), workspace, on=store.root)
     first = GateSettings(max_latency_ratio=50)
-    registry.promote(workspace, version=1, on=store.root, settings=first)
+    if has_champion:
+        registry.promote(workspace, version=1, on=store.root, settings=first)
     loose = ["--on", str(store.root), "--max-latency-ratio", "50"]
     return [["registry", "promote", str(number + 2), *loose] for number in range(_NUM)]
 
 
-def _check(workspace: Workspace, answers: list[tuple[int, str]]) -> None:
-    """One has won, the others were told, and the history is whole."""
+def _check(workspace: Workspace, answers: list[tuple[int, str]], *, before: int | None = 1) -> None:
+    """One has won, the others were told, and the history is whole; `before` was champion."""
     codes = Counter(code for code, _ in answers)
     winner = registry.champion(workspace)
     moves = registry.history(workspace)
-    promoted = [move for move in moves if move.state == "done" and move.number > 1]
+    promoted = [move for move in moves if move.state == "done" and move.to != 1]
     # Who comes after the winner is over has the new champion before it, and may win or be refused.
     assert codes[0] == len(promoted) >= 1, answers
     assert set(codes) <= {0, 3, 4}, answers
     assert promoted[0].to == winner
-    assert [move.before for move in promoted[::-1]] == [1, *(move.to for move in promoted[:0:-1])]
+    assert [move.before for move in promoted[::-1]] == [before, *(move.to for move in promoted[:0:-1])]
     assert [move.number for move in moves] == list(range(len(moves), 0, -1))
     assert Counter(move.state for move in moves) == Counter(
-        {"done": codes[0] + 1, "abandoned": codes[4], "refused": codes[3]}
+        {"done": codes[0] + (before is not None), "abandoned": codes[4], "refused": codes[3]}
     )
     for code, said in answers:
         assert "Traceback" not in said, said
@@ -97,6 +98,13 @@ def test_one_of_several_promotions_at_once_wins(workspace: Workspace, store: Pai
     answers = _race(workspace, commands)
     _check(workspace, answers)
     assert any(code == 4 for code, _ in answers), "they did not meet"
+
+
+@pytest.mark.slow
+def test_the_first_promotions_of_all_at_once(workspace: Workspace, store: PairStore) -> None:
+    """None of the tables' rows that moves need is there yet."""
+    commands = _prepared(workspace, store, has_champion=False)
+    _check(workspace, _race(workspace, commands), before=None)
 
 
 @pytest.mark.slow
