@@ -9,7 +9,7 @@ from nafnet_core import InputError
 from pipelines.evaluate import Pairs, Report
 from pipelines.gate import Check, GateSettings, PromotionRefusedError, failed, judge, latency_ratio
 from pipelines.models import REGISTERED_NAME, alias_version, open_model
-from pipelines.registry.connection import asking
+from pipelines.registry.connection import asking, retried
 from pipelines.registry.history import (
     DELETE,
     FORCE,
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlflow import MlflowClient
+
+
+_LOGGED = "models:/m-"  # MLflow's name for files that `log_model` has written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +208,17 @@ def delete(name: str, workspace: Workspace, *, force: bool = False, reason: str 
                 return f"version {number} became champion meanwhile"
             return None if version_exists(client, number) else f"version {number} was deleted meanwhile"
 
-        def commit() -> None:
-            model_id = client.get_model_version(REGISTERED_NAME, str(number)).model_id
-            client.delete_model_version(REGISTERED_NAME, str(number))
-            if model_id:
-                client.delete_logged_model(model_id)
-
-        return carry_out(client, workspace, record, obstacle=obstacle, commit=commit)
+        source = client.get_model_version(REGISTERED_NAME, str(number)).source or ""
+        move = carry_out(
+            client,
+            workspace,
+            record,
+            obstacle=obstacle,
+            commit=lambda: client.delete_model_version(REGISTERED_NAME, str(number)),
+        )
+        if source.startswith(_LOGGED):  # what `mlflow gc` goes by
+            retried(lambda: client.delete_logged_model(source.removeprefix("models:/")))
+        return move
 
 
 def _judge(

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from nafnet_core import InputError
 from pipelines import evaluate, registry
@@ -122,7 +123,11 @@ def test_delete_spares_the_champion_and_where_a_rollback_leads(
             registry.delete(name, workspace, force=True)
     with pytest.raises(InputError, match="a rollback would come to this version"):
         registry.delete("1", workspace)
+    client = mlflow_client(workspace)
+    source = str(client.get_model_version(REGISTERED_NAME, "3").source)
     assert registry.delete("candidate", workspace, reason="a typo").before == 3
+    with pytest.raises(MlflowException, match="not found"):  # and `mlflow gc` takes its files away
+        client.get_logged_model(source.removeprefix("models:/"))
     assert [version.version for version in registry.versions(workspace)] == [2, 1]
     with pytest.raises(InputError, match="there is no candidate yet"):
         registry.delete("candidate", workspace)
