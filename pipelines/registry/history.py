@@ -9,6 +9,7 @@ never again. Its tags are what a table needs; the MLflow run that it belongs to,
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipelines.tracking import fluent
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 MOVES = f"{REGISTERED_NAME}-moves"
 HISTORY = f"{REGISTERED_NAME}-history"
@@ -112,12 +115,29 @@ def previous(moves: Sequence[Move]) -> int | None:
 
 
 def read_record(client: MlflowClient, move: Move) -> dict[str, Any]:
-    """All that was written down of a move: reports, gate and its table."""
-    import mlflow
+    """All that was written down of a move: reports, gate and its table.
 
-    with fluent(client):
-        path = mlflow.artifacts.download_artifacts(artifact_uri=f"runs:/{move.run_id}/{RECORD}")
-    return json.loads(Path(path).read_text())
+    Empty, with a warning, where its file is gone: no move may depend on what files of others have become.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with fluent(client):
+            path = mlflow.artifacts.download_artifacts(artifact_uri=f"runs:/{move.run_id}/{RECORD}")
+        return json.loads(Path(path).read_text())
+    except (MlflowException, OSError, ValueError) as error:
+        log.warning("the record of move %d cannot be read: %s", move.number, str(error).splitlines()[0])
+        return {}
+
+
+def promoted_report(
+    client: MlflowClient, moves: Sequence[Move], version: int | None
+) -> dict[str, Any] | None:
+    """The report by which a version last became champion; None where it did without one."""
+    made = (move for move in moves if move.is_promotion and move.to == version and move.state == DONE)
+    newest = max(made, key=lambda move: move.number, default=None)
+    return None if newest is None else read_record(client, newest).get("candidate")
 
 
 def _move(row: ModelVersion) -> Move:

@@ -19,8 +19,8 @@ from pipelines.registry.history import (
     Move,
     champions,
     previous,
+    promoted_report,
     read_moves,
-    read_record,
 )
 from pipelines.registry.moves import carry_out, settle, version_exists, write_down
 from pipelines.registry.reports import Progress, report_of
@@ -161,14 +161,14 @@ def rollback(workspace: Workspace, *, reason: str = "") -> Promotion:
                 got=f"version {target}",
                 fix="`nafnet registry promote VERSION --on STORE` makes another one champion",
             )
-        # The reports that once let it pass are what is known of it.
-        made = next(m for m in moves if m.to == target and m.is_promotion)
         record = {
             "action": ROLLBACK,
             "from": before,
             "to": target,
             "reason": reason,
-            "promoted_by": read_record(client, made) if made.run_id else None,
+            # The reports by which each once became champion: nothing is compared anew.
+            "candidate": promoted_report(client, moves, target),
+            "champion": promoted_report(client, moves, before),
         }
         move = _move_champion(client, workspace, record, is_rollback=True)
         return Promotion(version=target, before=before, checks=(), number=move.number)

@@ -112,6 +112,24 @@ def test_rollback_goes_back_one_by_one_and_forward_again(workspace: Workspace, s
     assert registry.previous(registry.history(workspace)) is None
 
 
+def test_a_rollback_tells_both_reports_and_needs_none(
+    workspace: Workspace, store: PairStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    _register(workspace, store, 0.2, 0.5)
+    for version in (1, 2):
+        _promote(workspace, store, version)
+    registry.rollback(workspace)
+    (record,) = registry.records(registry.history(workspace)[:1], workspace)
+    scores = [record[side]["psnr_restored_db"] for side in ("candidate", "champion")]
+    assert scores == sorted(scores) and scores[0] < scores[1]
+    # Somebody has cleared the files away.
+    shutil.rmtree(workspace.artifacts / HISTORY)
+    _promote(workspace, store, 2)
+    assert registry.rollback(workspace).version == 1
+    assert "the record of move" in caplog.text
+    assert len(registry.records(registry.history(workspace), workspace)) == 5
+
+
 def test_delete_spares_the_champion_and_where_a_rollback_leads(
     workspace: Workspace, store: PairStore
 ) -> None:
