@@ -142,8 +142,11 @@ def settle(client: MlflowClient, workspace: Workspace) -> list[Move]:
             "to": found,
             "reason": "the alias was moved by something else than `nafnet registry`",
         }
-        carry_out(client, workspace, record, obstacle=obstacle, commit=lambda: None)
-        log.warning("the champion was moved from %s to %s by something else: entered", known, found)
+        try:
+            carry_out(client, workspace, record, obstacle=obstacle, commit=lambda: None)
+            log.warning("the champion was moved from %s to %s by something else: entered", known, found)
+        except OvertakenError:  # another command has found it too, and enters it
+            pass
         moves = read_moves(client)
     return moves
 

@@ -29,6 +29,7 @@ _QUICK = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it prints the address whole, password and all
 }
+_SERVERS = ("http", "databricks")
 _DATABASE_SERVERS = ("postgresql", "mysql", "mssql")
 _WRAPPING = "'\"()"
 _quick_lock = threading.Lock()
@@ -179,9 +180,9 @@ def make_experiment(client: MlflowClient, name: str, workspace: Workspace) -> st
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        # A server has its own place for files; SQLite would take ./mlruns of whoever came first.
-        is_local = str(client.tracking_uri).startswith("sqlite:")
-        location = (workspace.artifacts / name).as_uri() if is_local else None
+        # A server has its own place for files; a data base would take ./mlruns of whoever came first.
+        has_server = str(client.tracking_uri).startswith(_SERVERS)
+        location = None if has_server else (workspace.artifacts / name).as_uri()
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException:

@@ -100,6 +100,23 @@ def test_an_error_in_this_process_leaves_no_claim_in_its_way(two: Workspace, sto
     assert _states(two) == ["done", "abandoned", "done"]
 
 
+def test_two_that_find_what_another_hand_did_enter_it_once(
+    two: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow_client(two)
+    client.set_registered_model_alias(REGISTERED_NAME, "champion", "2")
+    original = moves._claim
+
+    def after_another(*args: object) -> object:
+        monkeypatch.setattr(moves, "_claim", original)
+        registry.history(two)
+        return original(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(moves, "_claim", after_another)
+    told = [(move.told(), move.state) for move in registry.history(two)]
+    assert told[:2] == [("outside 1 → 2", "abandoned"), ("outside 1 → 2", "done")]
+
+
 def test_one_that_was_held_up_does_not_move_the_alias(
     two: Workspace, store: PairStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
