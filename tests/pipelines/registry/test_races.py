@@ -13,7 +13,9 @@ import pytest
 
 from pipelines import registry
 from pipelines.gate import GateSettings
+from pipelines.registry.history import HISTORY
 from pipelines.store import PairStore
+from pipelines.tracking import mlflow_client
 from pipelines.workspace import Workspace
 from tests.pipelines.mlflow_servers import MlflowServer
 from tests.pipelines.registry.brighteners import write_brightener
@@ -130,6 +132,12 @@ def test_on_postgresql_too(
     workspace = Workspace(tmp_path / "workspace").make()
     answers = _race(workspace, _prepared(workspace, store), MLFLOW_TRACKING_URI=uri)
     _check(workspace, answers)
+    history = mlflow_client(workspace).get_experiment_by_name(HISTORY)
+    # A server has its own place for files; else they must not lie wherever the command was typed.
+    in_workspace = (
+        history is not None and history.artifact_location == f"file://{workspace.artifacts}/{HISTORY}"
+    )
+    assert in_workspace != through_server
 
 
 @pytest.mark.slow
