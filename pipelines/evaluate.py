@@ -177,6 +177,11 @@ def find_report(workspace: Workspace, loaded: LoadedModel, data_digest: str) -> 
     path = report_path(workspace, loaded, data_digest)
     if not path.is_file():
         return None
+    return read_report(path, loaded, data_digest)
+
+
+def read_report(path: Path, loaded: LoadedModel, data_digest: str) -> Report | None:
+    """The report in a file, if it is of exactly this model, data and schema by today's protocol."""
     content = json.loads(path.read_text())
     if content.get("schema_version") != SCHEMA_VERSION:
         return None

@@ -15,18 +15,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
-import psutil
 
 from nafnet_core import InputError, NAFNetError
 from pipelines.files import locked
+from pipelines.processes import is_dead, machine_id, this_process
 from pipelines.storage import LocalFolder, RemoteFolder
 
 log = logging.getLogger(__name__)
@@ -36,7 +32,6 @@ _PREFIX = "run-"
 _RENEW_S = 10.0
 # Longer than a storage that fails is waited for, the S3 client's own attempts included: some 80 s.
 EXPIRE_S = 120.0
-_CLOCK_S = 2.0
 # Notes of this process that hold.
 _OURS: set[str] = set()
 
@@ -112,7 +107,7 @@ class _Lease:
             _OURS.discard(self._name)
 
     def _write(self) -> None:
-        self._place.write(self._name, json.dumps(_this_process()).encode())
+        self._place.write(self._name, json.dumps(this_process()).encode())
 
     def _refuse_if_alive(self, name: str, age_s: float | None) -> None:
         """Delete another run's note if that run is over. Raises `InputError` where it is not."""
@@ -122,8 +117,8 @@ class _Lease:
             return
         except ValueError:
             owner = {}
-        is_ours = owner.get("machine") == _machine() and owner.get("pid") == os.getpid()
-        if (name not in _OURS if is_ours else _is_dead(owner)) or (age_s is not None and age_s > EXPIRE_S):
+        is_ours = owner.get("machine") == machine_id() and owner.get("pid") == os.getpid()
+        if (name not in _OURS if is_ours else is_dead(owner)) or (age_s is not None and age_s > EXPIRE_S):
             self._place.delete(name)
             return
         if age_s is None:
@@ -136,34 +131,3 @@ class _Lease:
             got=f"process {owner.get('pid')} on {owner.get('host')}",
             fix=f"{fix}, or choose another --out",
         )
-
-
-def _this_process() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-    }
-
-
-def _is_dead(owner: dict[str, Any]) -> bool:
-    """Whether a process of this machine has ended; of another machine's nothing is known."""
-    if owner.get("machine") != _machine():
-        return False
-    try:
-        process = psutil.Process(int(owner["pid"]))
-        # Some seconds: the system tells the time by a clock that is set now and then.
-        is_another = abs(process.create_time() - owner["started"]) > _CLOCK_S
-        return is_another or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _machine() -> str | None:
-    """Names what process numbers belong to: this boot of this machine, and a container's own numbers."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"unknown {uuid.uuid4().hex}"

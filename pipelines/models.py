@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nafnet_core import InputError
+from nafnet_core import CapabilityError, InputError
 from nafnet_core.model import NAFNet
 from nafnet_core.weights import load_model
 from pipelines.checkpoint import LEDGER, CheckpointLedger
 from pipelines.files import sha256
 from pipelines.tracking import fluent, mlflow_client, tracking_uri
+from pipelines.tracking.client import reason
+from pipelines.urls import public
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 REGISTERED_NAME = "nafnet-deblur"
 CHAMPION = f"models:/{REGISTERED_NAME}@champion"
 WEIGHTS_IN_VERSION = "artifacts/model.safetensors"
+_NO_ANSWER = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR")
+# MLflow's answers to an alias of no model, and to no such alias of a model.
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,7 @@ def find_weights(spec: str | None, workspace: Workspace) -> tuple[str, Path]:
                 file=workspace.root,
                 fix="Run `nafnet demo`, or name one with --model FILE",
             )
-        if alias_version(mlflow_client(workspace), "champion") is None:
+        if _champion(workspace) is None:
             raise InputError(
                 "there is no champion yet",
                 file=workspace.root,
@@ -97,13 +102,34 @@ def find_weights(spec: str | None, workspace: Workspace) -> tuple[str, Path]:
 
 
 def alias_version(client: MlflowClient, alias: str) -> int | None:
-    """Version that an alias of the registered model points at; None where there is none."""
+    """Version that an alias of the registered model points at; None where there is none.
+
+    Raises:
+        MlflowException: the registry does not answer, of which nothing must be concluded.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         return int(client.get_model_version_by_alias(REGISTERED_NAME, alias).version)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in _NOT_THERE:
+            return None
+        raise
+
+
+def _champion(workspace: Workspace) -> int | None:
+    client = mlflow_client(workspace)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return alias_version(client, "champion")
+    except MlflowException as error:
+        raise _no_answer(error, client) from error
+
+
+def _no_answer(error: Exception, client: MlflowClient) -> CapabilityError:
+    uri = str(client.tracking_uri)
+    return CapabilityError("the registry does not answer", file=public(uri), got=reason(error, uri))
 
 
 def _registered(spec: str, workspace: Workspace) -> tuple[str, Path]:
@@ -119,6 +145,8 @@ def _registered(spec: str, workspace: Workspace) -> tuple[str, Path]:
         with fluent(client):
             folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}")
     except MlflowException as error:
+        if error.error_code in _NO_ANSWER:
+            raise _no_answer(error, client) from error
         raise InputError(
             "no such registered model",
             file=spec,

@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nafnet_core import load_model, restore_image
-
-_TILE_PX = 1024
+from nafnet_core.tiling import MAX_TILE_PX
 
 
 class DeblurModel(mlflow.pyfunc.PythonModel):
-    """uint8 (H, W, 3) RGB in, the same out; fp32, tiles of up to 1024 px."""
+    """uint8 (H, W, 3) RGB in, the same out; fp32, tiles of up to 1024 px.
+
+    On one machine with as many threads these are the pixels of `nafnet restore --precision fp32`, whose tiles
+    are of 1024 px too where memory allows.
+    """
 
     def load_context(self, context: Any) -> None:
         """Load the weights that lie beside this file."""
@@ -32,7 +35,7 @@ class DeblurModel(mlflow.pyfunc.PythonModel):
         """Restore one image."""
         image = np.asarray(model_input, dtype=np.uint8)
         # Pinned, so that the answer does not depend on what else the machine does.
-        return restore_image(self._model, image, train_patch_px=self._train_patch_px, tile_px=_TILE_PX)  # type: ignore[return-value]
+        return restore_image(self._model, image, train_patch_px=self._train_patch_px, tile_px=MAX_TILE_PX)  # type: ignore[return-value]
 
 
 # MLflow's contract for models stored as code.

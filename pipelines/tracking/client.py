@@ -29,6 +29,8 @@ _QUICK = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it prints the address whole, password and all
 }
+_SERVERS = ("http", "databricks")
+_DATABASE_SERVERS = ("postgresql", "mysql", "mssql")
 _WRAPPING = "'\"()"
 _quick_lock = threading.Lock()
 _quick_holders = 0
@@ -61,15 +63,20 @@ def mlflow_client(
             fix="Set MLFLOW_TRACKING_URI in the environment, or MLFLOW_TRACKING_USERNAME and _PASSWORD",
         )
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Its bars, one for each file, would stand between ours.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri(workspace, configured)
     if uri.startswith("sqlite:///"):
         check_database(Path(uri.removeprefix("sqlite:///")))
+    elif uri.startswith(_DATABASE_SERVERS):
+        _check_connection(uri)
     import mlflow
 
     # MLflow's and urllib3's own lines about each call, which say in ten lines what we say in one.
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # This one logs the traceback of what it raises as well, a data base that is locked for a moment.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     if must_answer or not uri.startswith("http"):
         _probe(client, uri)
@@ -173,9 +180,9 @@ def make_experiment(client: MlflowClient, name: str, workspace: Workspace) -> st
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        # A server has its own place for files; SQLite would take ./mlruns of whoever came first.
-        is_local = str(client.tracking_uri).startswith("sqlite:")
-        location = (workspace.artifacts / name).as_uri() if is_local else None
+        # A server has its own place for files; a data base would take ./mlruns of whoever came first.
+        has_server = str(client.tracking_uri).startswith(_SERVERS)
+        location = None if has_server else (workspace.artifacts / name).as_uri()
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException:
@@ -183,6 +190,27 @@ def make_experiment(client: MlflowClient, name: str, workspace: Workspace) -> st
             if found is None:
                 raise
     return found.experiment_id
+
+
+def _check_connection(uri: str) -> None:
+    """Connect once to a data base's server: MLflow would try for two minutes, and then raise anything."""
+    import sqlalchemy
+
+    failed = (sqlalchemy.exc.SQLAlchemyError, ImportError)
+    try:
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+        with engine.connect():
+            pass
+    except failed as error:
+        is_import = isinstance(error, ImportError)
+        raise CapabilityError(
+            "no driver for this data base" if is_import else "the data base does not answer",
+            file=public(uri),
+            got=reason(error, uri),
+            fix="Install it, or name another one, as in postgresql+psycopg2://"
+            if is_import
+            else "Check MLFLOW_TRACKING_URI",
+        ) from error
 
 
 def _probe(client: MlflowClient, uri: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from nafnet_core import InputError, NAFNetConfig, save_model
 from pipelines.evaluate import Pairs, Report
-from pipelines.gate import GateSettings, failed, judge, latency_ratio
+from pipelines.gate import GateSettings, failed, image_gains, judge, latency_ratio
 from pipelines.models import open_model
 from pipelines.png import encode_png
 from pipelines.scoring import Protocol
@@ -18,7 +19,9 @@ from tests.nafnet_core.networks import SMALL, lively_network
 from tests.pipelines.pairs import piece
 
 
-def _report(psnr_db: float, ssim: float, *, data: str = "d", precision: str = "fp32") -> Report:
+def _report(
+    psnr_db: float, ssim: float, *, data: str = "d", precision: str = "fp32", images_db: Sequence[float] = ()
+) -> Report:
     return Report(
         model="m",
         weights_digest="w",
@@ -32,7 +35,10 @@ def _report(psnr_db: float, ssim: float, *, data: str = "d", precision: str = "f
         ssim_restored=ssim,
         latency_s=0.1,
         peak_memory_mib=100.0,
-        images=(),
+        images=tuple(
+            {"key": f"image{number}", "psnr_blurred_db": 25.0, "psnr_restored_db": score}
+            for number, score in enumerate(images_db)
+        ),
     )
 
 
@@ -57,6 +63,40 @@ def test_without_a_champion_the_blurred_input_is_to_be_beaten() -> None:
     settings = GateSettings()
     assert not failed(judge(_report(25.1, 0.81), None, settings, latency_ratio=None))
     assert failed(judge(_report(25.0, 0.81), None, settings, latency_ratio=None))
+
+
+@pytest.mark.parametrize(
+    ("images_db", "passes"),
+    [
+        ([27.0] * 10, True),
+        ([26.4] + [27.0] * 9, True),
+        ([26.4] * 2 + [27.0] * 8, False),
+        ([26.6] * 10, True),
+        ([30.0] * 8 + [26.0] * 2, False),
+    ],
+)
+def test_a_better_mean_does_not_hide_images_that_get_worse(images_db: list[float], passes: bool) -> None:
+    champion = _report(27.0, 0.85, images_db=[27.0] * 10)
+    candidate = _report(27.1, 0.85, images_db=images_db)
+    checks = judge(candidate, champion, GateSettings(), latency_ratio=1.0)
+    assert failed(checks) == ([] if passes else ["share worse 0.2 (≤ 0.1 by 0.5 dB)"])
+    loose = GateSettings(max_regressed_share=0.2)
+    assert not failed(judge(candidate, champion, loose, latency_ratio=1.0))
+
+
+def test_images_are_matched_by_name_and_held_against_the_input_without_a_champion() -> None:
+    candidate, champion = (_report(27.0, 0.85, images_db=scores) for scores in ([28.0, 26.0], [26.0, 28.0]))
+    turned = champion.model_copy(update={"images": champion.images[::-1]})
+    assert image_gains(candidate, turned) == {"image0": 2.0, "image1": -2.0}
+    assert image_gains(candidate, None) == {"image0": 3.0, "image1": 1.0}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_regressed_share": 1.5}, {"max_image_drop_db": -1}, {"max_latency_ratio": 0}]
+)
+def test_a_limit_that_cannot_be(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=str(next(iter(wrong.values())))):
+        GateSettings(**wrong)
 
 
 def test_other_data_or_protocol_is_not_compared() -> None:

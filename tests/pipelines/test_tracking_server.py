@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,55 +13,9 @@ from PIL import Image
 
 from pipelines.tracking import DataSet, Opening, Tracker, make_experiment, mlflow_client
 from pipelines.workspace import Workspace
+from tests.pipelines.mlflow_servers import MlflowServer
 
 _STORE = DataSet(name="store", digest="d" * 64, place="/data/store", context="training")
-
-
-class _Server:
-    """`mlflow server` on one data base, to be killed and started again at the same address."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self._folder, self.uri = folder, f"http://127.0.0.1:{self._port}"
-        folder.mkdir()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        # The runner of jobs is four processes more.
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        environment |= {"MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + 90
-        while not self._is_up():
-            assert time.monotonic() < deadline, (self._folder / "server.log").read_text()
-            time.sleep(0.2)
-
-    def send(self, number: int) -> None:
-        """A signal to the server and its worker."""
-        assert self._process is not None
-        os.killpg(self._process.pid, number)
-        if number == signal.SIGKILL:
-            self._process.wait()
-            self._process = None
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self.send(signal.SIGKILL)
-
-    def _is_up(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
 
 
 class _Run:
@@ -92,7 +41,7 @@ class _Run:
             self.longest_pump_s = max(self.longest_pump_s, time.monotonic() - begin)
             time.sleep(every_s)
 
-    def tracker(self, server: _Server) -> Tracker:
+    def tracker(self, server: MlflowServer) -> Tracker:
         workspace = Workspace(self.folder)
         client = mlflow_client(workspace, server.uri, must_answer=False)
         tracker = Tracker(self.folder, self.folder / "metrics.jsonl")
@@ -108,7 +57,7 @@ class _Run:
         )
         return tracker
 
-    def check(self, tracker: Tracker, server: _Server, status: str) -> None:
+    def check(self, tracker: Tracker, server: MlflowServer, status: str) -> None:
         client = mlflow_client(Workspace(self.folder), server.uri)
         assert tracker.run_id is not None
         for name in ("train/loss", "train/lr"):
@@ -125,9 +74,9 @@ class _Run:
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
-    server = _Server(tmp_path / "server")
+    server = MlflowServer(tmp_path / "server")
     try:
         server.start()
         yield server
@@ -136,7 +85,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]
 
 
 def test_a_server_that_hangs_holds_nothing_up_and_misses_nothing(
-    server: _Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = _Run(tmp_path / "run")
     tracker = run.tracker(server)
@@ -154,7 +103,7 @@ def test_a_server_that_hangs_holds_nothing_up_and_misses_nothing(
 
 @pytest.mark.slow
 def test_a_killed_server_and_a_killed_driver_lose_nothing(
-    server: _Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = _Run(tmp_path / "run")
     first = run.tracker(server)
@@ -185,7 +134,7 @@ def test_a_killed_server_and_a_killed_driver_lose_nothing(
 
 
 @pytest.mark.slow
-def test_a_server_that_comes_and_goes_gets_each_row_once(server: _Server, tmp_path: Path) -> None:
+def test_a_server_that_comes_and_goes_gets_each_row_once(server: MlflowServer, tmp_path: Path) -> None:
     run = _Run(tmp_path / "run")
     tracker = run.tracker(server)
     for pause_s in (0.0, 0.1, 0.3, 0.7, 1.1, 1.9, 2.6, 3.1):
