@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from nafnet_core import CapabilityError, InputError
-from pipelines import console, inspect, registry, train, tune
+from pipelines import console, inspect, train, tune
 from pipelines.config import SearchConfig, load_config, with_stores
 from pipelines.config.recipe import load_search
 from pipelines.files import locked
+from pipelines.models import REGISTERED_NAME
 from pipelines.store import PairStore
 from pipelines.tracking import TRACKING, mlflow_client
 from pipelines.tune.ledger import TrialLedger
@@ -82,7 +83,7 @@ def test_a_search_ends_with_a_recipe_a_record_and_a_candidate(
     assert result.version is not None and result.version.aliases == ("candidate",)
     assert result.version.psnr_db is not None  # with its report, for the gate
     winner = json.loads((workspace.run_dir(result.winner.run) / TRACKING).read_text())
-    version = client.get_model_version(registry.REGISTERED_NAME, str(result.version.version))
+    version = client.get_model_version(REGISTERED_NAME, str(result.version.version))
     assert version.run_id == winner["run_id"]
 
     with pytest.raises(InputError, match="finished already"):
