@@ -26,8 +26,8 @@ from pipelines.train.mirror import Mirror
 from pipelines.tune.schedulers import METRIC, NUMBER, SAMPLES, STEP
 
 STATE, ERROR = "state", "error"
-ACTOR_CPUS = 0.01
 
+_ACTOR_BYTES = 2**20
 _LOOK_EVERY_S = 0.2
 # For a checkpoint to be written, and sent.
 _ENDING_LIMIT_S = 600.0
@@ -45,8 +45,8 @@ class TrialActor(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """Hardly any: its workers have placement groups of their own."""
-        return tune.PlacementGroupFactory([{"CPU": ACTOR_CPUS}])
+        """No CPU: its workers have placement groups of their own. Ray Tune wants some resource."""
+        return tune.PlacementGroupFactory([{"memory": _ACTOR_BYTES}])
 
     def setup(self, config: dict[str, Any]) -> None:
         self._attempt_of_trial = _Attempt(config)

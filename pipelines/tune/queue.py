@@ -9,9 +9,10 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from nafnet_core import CapabilityError
 from pipelines.config import SearchConfig
 from pipelines.train.checks import cpus_a_worker
-from pipelines.tune.actor import ACTOR_CPUS, ERROR, STATE
+from pipelines.tune.actor import ERROR, STATE
 from pipelines.tune.ledger import Trial, TrialLedger
 from pipelines.tune.proposals import propose
 from pipelines.tune.schedulers import METRIC
@@ -49,6 +50,7 @@ class TrialQueue(Searcher):
         self._begin, self._capacity = begin, capacity
         self._left = ledger.running()
         self._running: dict[str, int] = {}  # Tune's name of a trial → its number
+        self._is_waiting = False
         self.is_closed = False
         """Set it, and no further trial begins."""
         self.failure: str | None = None
@@ -95,7 +97,13 @@ class TrialQueue(Searcher):
             self.failure = f"{len(failed)} trials failed, the last: {failed[-1].error}"
         if self.is_closed or len(well) >= self._config.search.num_trials:
             return Searcher.FINISHED
-        if len(self._running) >= self._capacity():
+        room = self._capacity()
+        if room and self._is_waiting:
+            self._is_waiting = False
+        elif not room and not self._running and not self._is_waiting:
+            log.warning("the cluster has no room for a trial now: waiting for nodes")
+            self._is_waiting = True
+        if len(self._running) >= room:
             return None
         if self._left:
             return self._left.pop(0)
@@ -115,19 +123,38 @@ class Room:
         self._looked_at, self._found = -_LOOK_EVERY_S, 0
 
     def __call__(self) -> int:
-        import ray
-
         if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
-            self._found = self._count([node["Resources"] for node in ray.nodes() if node["Alive"]])
+            self._found = self._count()
             self._looked_at = time.monotonic()
         return self._found if self._most is None else min(self._found, self._most)
 
-    def _count(self, nodes: list[dict[str, float]]) -> int:
-        """A worker and its readers are on one node; those of a trial may be on several."""
-        cpus, scaling = cpus_a_worker(self._scaling), self._scaling
-        workers = 0
-        for node in nodes:
-            # Room for the trials' own actors as well, of which there are no more than workers.
-            fitting = int((node.get("CPU", 0) + 1e-6) / (cpus + ACTOR_CPUS))
+    def check(self) -> None:
+        """Raise `CapabilityError` where not even one has room: it would be waited for, for ever."""
+        if self() > 0:
+            return
+        scaling = self._scaling
+        each = f"{cpus_a_worker(scaling):g} CPUs" + " and a GPU" * scaling.use_gpu
+        raise CapabilityError(
+            "no room for a trial on the nodes of this cluster",
+            expected=f"{scaling.least_workers} × a worker with {each}",
+            got="; ".join(
+                f"{node.get('CPU', 0):g} CPUs" + (f" and {node.get('GPU', 0):g} GPUs" * scaling.use_gpu)
+                for node in _nodes()
+            ),
+            fix="Lower scaling.num_workers, scaling.cpus_per_worker or scaling.reader_cpus",
+        )
+
+    def _count(self) -> int:
+        """A worker and its readers are on one node; the workers of a trial may be on several."""
+        cpus, scaling, workers = cpus_a_worker(self._scaling), self._scaling, 0
+        for node in _nodes():
+            fitting = int((node.get("CPU", 0) + 1e-6) / cpus)
             workers += min(fitting, int(node.get("GPU", 0))) if scaling.use_gpu else fitting
         return workers // scaling.least_workers
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Resources of the nodes that are alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

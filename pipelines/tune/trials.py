@@ -52,7 +52,7 @@ class Trials:
             meanwhile: called twice a second.
 
         Raises:
-            NAFNetError: a trial could not be made ready, or too many have failed.
+            NAFNetError: none has room, one could not be made ready, or too many have failed.
         """
         for trial in self._ledger.running():  # killed between a decision and what follows from it
             if trial.scores and not trial.scores[-1].goes_on:
@@ -61,9 +61,9 @@ class Trials:
             return
         from pipelines.tune.queue import Room, TrialQueue
 
-        queue = TrialQueue(
-            self._config, self._space, self._ledger, begin=self._begin, capacity=Room(self._config)
-        )
+        room = Room(self._config)
+        room.check()
+        queue = TrialQueue(self._config, self._space, self._ledger, begin=self._begin, capacity=room)
         failures: list[BaseException] = []
         # Not on the main thread: there Ray Tune takes SIGINT for itself.
         thread = threading.Thread(
