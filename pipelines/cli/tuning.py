@@ -114,10 +114,10 @@ def _live_table(name: str) -> Iterator[Any]:
         if draw is None:
             yield tell
             return
-        draw(_table(name, (), 0, 0))
+        draw(_table(name, None))
 
         def update(progress: Progress) -> None:
-            draw(_table(name, progress.trials, progress.num_wanted, progress.samples))
+            draw(_table(name, progress))
 
         yield update
 
@@ -131,27 +131,30 @@ def _line(trial: Trial) -> str:
     return f"trial {trial.number} {trial.state}{error}, {score}, {values}"
 
 
-def _table(name: str, trials: Sequence[Trial], num_wanted: int, samples: int) -> Any:
-    """The trials that run, and the best of the others."""
+def _table(name: str, progress: Progress | None) -> Any:
+    """The trials that run, and the best of the others; None before there are any."""
     from pipelines.tune.space import short
 
+    trials = () if progress is None else progress.trials
     running = [trial for trial in trials if trial.outcome is None]
     others = sorted((t for t in trials if t.outcome is not None), key=lambda t: -(t.psnr_db or 0.0))
     shown = [*running, *others][:_SHOWN_TRIALS]
     ended = sum(trial.outcome in ("finished", "stopped") for trial in trials)
     names = list(dict.fromkeys(key for trial in trials for key in short(trial.point)))
     title = (
-        f"{name}: {ended} of {num_wanted} trials, {samples:,} samples" if num_wanted else f"{name}: starting"
+        f"{name}: starting"
+        if progress is None
+        else f"{name}: {ended} of {progress.num_wanted} trials, {progress.samples:,} samples"
     )
     hidden = len(trials) - len(shown)
     return console.grid(
         title,
-        ["trial", *names, "scores", "PSNR, dB", "state"],
+        ["trial", *names, "rung", "PSNR, dB", "state"],
         [
             [
                 trial.number,
                 *(short(trial.point).get(key) for key in names),
-                len(trial.scores),
+                f"{len(trial.scores)} of {progress.num_rungs if progress else 0}",
                 None if trial.psnr_db is None else f"{trial.psnr_db:.2f}",
                 trial.state,
             ]
@@ -165,14 +168,14 @@ def _print_result(place: Workspace, result: TuneResult) -> None:
     from pipelines.tracking import tracking_uri
     from pipelines.tune.space import short
 
-    ranked = sorted(result.trials, key=lambda trial: -(trial.psnr_db or 0.0))
-    console.show(_table(result.search_dir.name, ranked, len(result.trials), result.samples))
+    samples = result.progress.samples
+    console.show(_table(result.search_dir.name, result.progress))
     values = ", ".join(f"{key} {value}" for key, value in short(result.best.point).items())
-    share = result.samples / result.full_samples if result.full_samples else 1.0
+    share = samples / result.full_samples if result.full_samples else 1.0
     lines = [
         f"The best is trial {result.best.number}: {values}.",
         f"Its run is {result.winner.run}, {result.winner.psnr_db:.2f} dB; weights: {result.winner.weights}",
-        f"{result.samples:,} samples in all, {share:.0%} of the {result.full_samples:,} that all of them at "
+        f"{samples:,} samples in all, {share:.0%} of the {result.full_samples:,} that all of them at "
         "full length would have taken.",
         f"The recipe: nafnet train --config {result.recipe}",
         *(f"Picture: {picture}" for picture in result.pictures),
@@ -197,7 +200,7 @@ def _as_json(result: TuneResult) -> dict[str, Any]:
         "weights": result.winner.weights,
         "val_psnr_db": result.winner.psnr_db,
         "recipe": result.recipe,
-        "samples": result.samples,
+        "samples": result.progress.samples,
         "full_samples": result.full_samples,
         "pictures": [str(picture) for picture in result.pictures],
         "version": None if result.version is None else result.version.version,
@@ -210,6 +213,6 @@ def _as_json(result: TuneResult) -> dict[str, Any]:
                 "state": trial.state,
                 "error": trial.error,
             }
-            for trial in result.trials
+            for trial in result.progress.trials
         ],
     }

@@ -16,7 +16,7 @@ from pipelines.train.checks import check_resources, warn
 from pipelines.train.files import CONFIG, METRICS, STOP
 from pipelines.train.stopping import stop_requests
 from pipelines.tune import drawing
-from pipelines.tune.checks import check_search, claim, total_samples
+from pipelines.tune.checks import check_search, claim, scored_shares, total_samples
 from pipelines.tune.files import HISTORY, LEDGER, LOCK, PARALLEL, TABLE, WINNER
 from pipelines.tune.ledger import Trial, TrialLedger
 from pipelines.tune.record import SearchJournal, opening, write_table
@@ -34,31 +34,32 @@ _WAIT_S, _WAIT_STOPPED_S = 60.0, 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneResult:
-    """A finished search."""
-
-    search_dir: Path
-    mlflow_run_id: str
-    trials: Sequence[Trial]
-    best: Trial
-    winner: Winner
-    recipe: Path
-    samples: int
-    """Trained on by all trials together."""
-    full_samples: int
-    """What all of them would have taken, none stopped."""
-    pictures: tuple[Path, ...]
-    version: Version | None
-    """The registered candidate, if the recipe wanted that."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Progress:
     """How far a search is, for whoever shows it."""
 
     trials: Sequence[Trial]
     num_wanted: int
+    num_rungs: int
+    """Scores of a trial that goes to the end."""
     samples: int
+    """Trained on by all trials together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneResult:
+    """A finished search."""
+
+    search_dir: Path
+    mlflow_run_id: str
+    progress: Progress
+    best: Trial
+    winner: Winner
+    recipe: Path
+    full_samples: int
+    """What all of them would have taken, none stopped."""
+    pictures: tuple[Path, ...]
+    version: Version | None
+    """The registered candidate, if the recipe wanted that."""
 
 
 def run(
@@ -148,9 +149,11 @@ class _Search:
         self.tracker.pump()
 
     def progress(self) -> Progress:
+        """How far it is."""
         return Progress(
             trials=tuple(self.ledger.trials.values()),
             num_wanted=self._config.search.num_trials,
+            num_rungs=len(scored_shares(self._config)),
             samples=self.ledger.samples,
         )
 
@@ -182,11 +185,10 @@ class _Search:
         return TuneResult(
             search_dir=self.folder,
             mlflow_run_id=self.tracker.run_id,
-            trials=tuple(self.ledger.trials.values()),
+            progress=self.progress(),
             best=best,
             winner=winner,
             recipe=path,
-            samples=self.ledger.samples,
             full_samples=num_ended * total_samples(self._config),
             pictures=pictures,
             version=version,

@@ -37,18 +37,18 @@ def test_a_search_ends_with_a_recipe_a_record_and_a_candidate(
     seen: list[tune.Progress] = []
     result = tune.run(config, workspace, on_progress=seen.append)
 
-    assert len(result.trials) == 4
-    assert {trial.outcome for trial in result.trials} == {"finished", "stopped"}
-    assert result.samples < result.full_samples == 4 * 256
+    assert len(result.progress.trials) == 4
+    assert {trial.outcome for trial in result.progress.trials} == {"finished", "stopped"}
+    assert result.progress.samples < result.full_samples == 4 * 256
     assert seen[-1].num_wanted == 4 and len(seen[-1].trials) == 4
     # Fair: the same samples in the same order for all, and scores at the rungs.
-    for trial in result.trials:
+    for trial in result.progress.trials:
         run_dir = workspace.run_dir(f"s-{trial.number:04d}")
         recipe = json.loads((run_dir / "config.json").read_text())
         assert (recipe["seed"], recipe["budget"]["samples"]) == (0, 256)
         assert [score.samples for score in trial.scores] in ([64, 256], [64])
         assert len(trial.scores) == (2 if trial.outcome == "finished" else 1)
-    finished = [trial for trial in result.trials if trial.outcome == "finished"]
+    finished = [trial for trial in result.progress.trials if trial.outcome == "finished"]
     assert result.best.psnr_db == max(trial.psnr_db or 0.0 for trial in finished)
 
     # The recipe is what `nafnet train` takes, and holds the best trial's values.
@@ -64,7 +64,7 @@ def test_a_search_ends_with_a_recipe_a_record_and_a_candidate(
     assert parent.info.status == "FINISHED"
     assert parent.data.params["search.space.optim.lr"] == '{"loguniform": [0.0001, 0.01]}'
     curve = client.get_metric_history(result.mlflow_run_id, "search/best_psnr_db")
-    assert max(row.step for row in curve) == result.samples
+    assert max(row.step for row in curve) == result.progress.samples
     names = {file.path for file in client.list_artifacts(result.mlflow_run_id)}
     assert {"trials.csv", "best.yaml", "pictures"} <= names
     assert len(client.list_artifacts(result.mlflow_run_id, "pictures")) == 2
@@ -75,7 +75,7 @@ def test_a_search_ends_with_a_recipe_a_record_and_a_candidate(
     status = {int(child.data.tags["nafnet.trial"]): child.info.status for child in children}
     assert all(
         status[trial.number] == {"finished": "FINISHED", "stopped": "KILLED"}[trial.outcome or ""]
-        for trial in result.trials
+        for trial in result.progress.trials
     )
     assert all(len(client.get_metric_history(c.info.run_id, "val/psnr_db")) in (1, 2) for c in children)
 
@@ -99,8 +99,10 @@ def test_a_search_ends_with_a_recipe_a_record_and_a_candidate(
     # More trials: the same search goes on.
     more = tune.run(_config(tmp_path, store, trials=5, register_winner=True, rungs=2), workspace)
     assert more.mlflow_run_id == result.mlflow_run_id
-    assert [trial.point for trial in more.trials[:4]] == [trial.point for trial in result.trials]
-    assert len(more.trials) == 5
+    assert [trial.point for trial in more.progress.trials[:4]] == [
+        trial.point for trial in result.progress.trials
+    ]
+    assert len(more.progress.trials) == 5
     with pytest.raises(InputError, match=r"search of this name was started with other values.*optim.betas"):
         tune.run(_config(tmp_path, store, {"optim": {"betas": [0.9, 0.99]}}, trials=5, rungs=2), workspace)
 
@@ -114,10 +116,10 @@ def test_a_trial_that_diverges_is_recorded_and_replaced(
     workspace = Workspace(tmp_path / "workspace")
     config = _config(tmp_path, store, space=bad, scheduler="none", searcher="grid", trials=2)
     result = tune.run(config, workspace)
-    failed = [trial for trial in result.trials if trial.outcome == "failed"]
+    failed = [trial for trial in result.progress.trials if trial.outcome == "failed"]
     assert failed and all(trial.point["optim.lr"] == 1e30 for trial in failed)
     assert all("diverged" in (trial.error or "") for trial in failed)
-    well = [trial for trial in result.trials if trial.outcome == "finished"]
+    well = [trial for trial in result.progress.trials if trial.outcome == "finished"]
     assert {trial.point["optim.lr"] for trial in well} == {1e-3, 2e-3}
     assert result.version is None
 
