@@ -184,7 +184,9 @@ def make_experiment(client: MlflowClient, name: str, workspace: Workspace) -> st
         has_server = str(client.tracking_uri).startswith(_SERVERS)
         location = None if has_server else (workspace.artifacts / name).as_uri()
         try:
-            return client.create_experiment(name, artifact_location=location)
+            # Else MLflow's page opens it among traces and prompts.
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            return client.create_experiment(name, artifact_location=location, tags=kind)
         except MlflowException:
             found = client.get_experiment_by_name(name)
             if found is None:

@@ -22,6 +22,7 @@ from pipelines.workspace import Workspace
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SOURCE = {"mlflow.source.name": "nafnet tune"}
 _FIRST_KEYS = ("name", "model", "data", "budget", "stages", "optim", "schedule", "loss", "precision")
 
 
@@ -37,7 +38,7 @@ def opening(config: SearchConfig, client: MlflowClient, workspace: Workspace) ->
     return dataclasses.replace(
         own,
         params={**own.params, **flattened(search, "search."), **searched},
-        tags={**own.tags, "nafnet.search": config.name},
+        tags={**own.tags, **SOURCE, "nafnet.search": config.name},
     )
 
 

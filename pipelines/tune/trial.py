@@ -19,6 +19,7 @@ from pipelines.train.initial import with_initial_weights
 from pipelines.train.pump import Pump
 from pipelines.train.record import opening
 from pipelines.tune.ledger import Trial
+from pipelines.tune.record import SOURCE
 from pipelines.tune.space import short
 from pipelines.workspace import Workspace
 
@@ -111,7 +112,9 @@ class TrialRun:
         try:
             self._tracker.start(
                 client,
-                dataclasses.replace(own, params={**own.params, **params}, tags={**own.tags, **tags}),
+                dataclasses.replace(
+                    own, params={**own.params, **params}, tags={**own.tags, **SOURCE, **tags}
+                ),
             )
         except CapabilityError as error:  # a server that is away: at the next turn
             log.info("trial %d has no MLflow run yet: %s", self.trial.number, error)
