@@ -85,9 +85,15 @@ class Space:
                     else f"{key!r} cannot be searched: {_FIXED[fixed]}",
                     file="search.space",
                 )
+        tried: set[str] = set()
         for point in self._corners():
             try:
-                check_numbers(self.recipe(point, name="trial"))
+                recipe = self.recipe(point, name="trial")
+                # Networks are built for it: once for each, not for each learning rate.
+                built = recipe.model_dump_json(include={"model", "loss", "perceptual_weights", "stages"})
+                if built not in tried:
+                    check_numbers(recipe)
+                    tried.add(built)
             except InputError as error:
                 raise InputError(
                     f"a trial that the space allows cannot be: {error}",

@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from pipelines.config import load_config, parse_config
+from pipelines.config import load_config, load_search, parse_config
 from pipelines.train import dry_run
+from pipelines.tune.space import Space
 from pipelines.workspace import Workspace
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+SEARCHES = [path for path in SHIPPED if path.stem.startswith("search_")]
+RECIPES = [path for path in SHIPPED if path not in SEARCHES]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -51,9 +55,25 @@ def test_shipped_recipe_writes_numbers_that_yaml_reads_as_numbers(path: Path) ->
     assert {leaf for leaf in leaves(yaml.safe_load(path.read_text())) if isinstance(leaf, str)} <= words
 
 
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_shipped_search_can_be_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.train.trial._MAX_MACS", {"cpu": 0, "cuda": 0})
+    config = load_search(path.stem)
+    assert config == load_search(path)
+    assert config.data.train == () and config.data.val is None
+    space = Space(config)
+    space.check()
+    for seed in range(3):
+        recipe = space.recipe(space.draw(np.random.default_rng(seed)), name="trial")
+        assert len(dry_run(recipe, Workspace(tmp_path / "workspace")).stages) == len(config.stages)
+    first = [line for line in path.read_text().splitlines() if line.startswith("#   ")]
+    assert first[0].startswith(f"#   nafnet tune --config {path.stem} ")
+
+
 def test_there_are_recipes() -> None:
     shipped = {"demo", "mobile", "gopro_width32", "gopro_width64", "progressive", "mixed_l1_perceptual"}
     assert shipped | {"guide_l1"} <= {path.stem for path in RECIPES}
+    assert [path.stem for path in SEARCHES] == ["search_mobile"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -153,14 +153,6 @@ def test_a_search_is_no_run_and_a_run_no_search(tmp_path: Path) -> None:
         load_search("mobile")
 
 
-def test_the_shipped_search_can_be_drawn() -> None:
-    config = load_search("search_mobile")
-    space = Space(config)
-    space.check()
-    assert config.search.rung_shares == (1 / 16, 1 / 4, 1)
-    assert config.base.model_dump() == config.base.model_validate(config.base.model_dump()).model_dump()
-
-
 def test_a_point_is_told_in_few_characters() -> None:
     point = {
         "schedule": {"kind": "step", "milestones": [0.5, 0.75], "decay": 0.3},
