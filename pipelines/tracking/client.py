@@ -31,6 +31,7 @@ _QUICK = {
 }
 _SERVERS = ("http", "databricks")
 _DATABASE_SERVERS = ("postgresql", "mysql", "mssql")
+_SET_BY_MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _WRAPPING = "'\"()"
 _quick_lock = threading.Lock()
 _quick_holders = 0
@@ -118,11 +119,11 @@ def reason(error: BaseException, uri: str) -> str:
 def fluent(client: MlflowClient) -> Iterator[None]:
     """Point MLflow's module-level functions at the client's store, inside the `with` block only.
 
-    `set_tracking_uri` also sets MLFLOW_TRACKING_URI, which would outlive this workspace.
+    MLflow also sets them in the environment, where they would outlive this workspace.
     """
     import mlflow
 
-    before = os.environ.get("MLFLOW_TRACKING_URI")
+    before = {name: os.environ.get(name) for name in _SET_BY_MLFLOW}
     mlflow.set_tracking_uri(client.tracking_uri)
     mlflow.set_registry_uri(client.tracking_uri)
     try:
@@ -130,9 +131,10 @@ def fluent(client: MlflowClient) -> Iterator[None]:
     finally:
         mlflow.set_tracking_uri(None)
         mlflow.set_registry_uri(None)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def check_database(path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nafnet_core import CapabilityError, InputError
-from pipelines.tracking import check_database, client, flattened, machine_tags, mlflow_client
+from pipelines.tracking import check_database, client, flattened, fluent, machine_tags, mlflow_client
 from pipelines.tracking.client import quick_requests, reason
 from pipelines.workspace import Workspace
 
@@ -105,6 +105,22 @@ def test_short_calls_are_for_those_inside_and_the_users_own_setting_stays(
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+
+
+@pytest.mark.parametrize("own", [None, "sqlite:///elsewhere.db"])
+def test_mlflow_is_pointed_at_our_store_no_longer_than_needed(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    """MLflow writes both addresses into the environment, which commands of this process would inherit."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+        if own is not None:
+            monkeypatch.setenv(name, own)
+    ours = mlflow_client(workspace, f"sqlite:///{workspace.database}")
+    with fluent(ours):
+        assert {os.environ[name] for name in names} == {ours.tracking_uri}
+    assert [os.environ.get(name) for name in names] == [own, own]
 
 
 def test_the_machine_is_told_in_words_that_say_something() -> None:
