@@ -148,9 +148,9 @@ def _registered(spec: str, workspace: Workspace) -> tuple[str, Path]:
         if error.error_code in _NO_ANSWER:
             raise _no_answer(error, client) from error
         raise InputError(
-            "no such registered model",
+            f"no version is the {alias} yet" if alias else "no such registered model",
             file=spec,
-            got=str(error).splitlines()[0][:150],
+            got=None if alias else str(error).splitlines()[0][:150],
             fix="`nafnet registry list` shows what is registered",
         ) from error
     weights = Path(folder) / WEIGHTS_IN_VERSION

@@ -25,7 +25,10 @@ _QUANTITIES = {
     "sharpness_sharp": "sharpness, sharp",
     "psnr_db": "PSNR of blurred, dB",
 }
-_RECIPE = ("model", "data", "budget", "stages", "optim", "loss", "precision", "scaling", "seed")
+_RECIPE = (
+    "model", "data", "budget", "stages", "optim", "schedule", "loss", "precision", "scaling", "validation",
+    "seed",
+)  # fmt: skip
 
 
 @app.command(epilog="Example: nafnet inspect store --out pictures")

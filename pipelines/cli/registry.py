@@ -180,7 +180,10 @@ def _print_card(shown: Shown) -> None:
         ["weights", f"SHA-256 {card['weights_digest'][:16]}…" if card else None],
         ["score", score],
         ["training patch", f"{training['train_patch_px']} px" if training.get("train_patch_px") else None],
-        ["trained on", "\n".join(f"{d['place']} ({d['licence']})" for d in card.get("data", ())) or None],
+        [
+            "trained on",
+            "\n".join(f"{d['place']} (licence: {d['licence']})" for d in card.get("data", ())) or None,
+        ],
         ["files", f"{len(shown.files)}, {size:.1f} MiB in {shown.folder}"],
     ]
     console.table(f"nafnet-deblur version {version.version}", ["", ""], rows, values_left=True)

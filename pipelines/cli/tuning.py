@@ -174,10 +174,12 @@ def _print_result(place: Workspace, result: TuneResult) -> None:
     share = samples / result.full_samples if result.full_samples else 1.0
     lines = [
         f"The best is trial {result.best.number}: {values}.",
-        f"Its run is {result.winner.run}, {result.winner.psnr_db:.2f} dB; weights: {result.winner.weights}",
+        f"Its run is {result.winner.run}, {result.winner.psnr_db:.2f} dB on the search's validation images.",
+        f"Its weights: {result.winner.weights}",
         f"{samples:,} samples in all, {share:.0%} of the {result.full_samples:,} that all of them at "
         "full length would have taken.",
-        f"The recipe: nafnet train --config {result.recipe}",
+        f"The recipe, to be trained for longer: nafnet train --config {result.recipe} --name NAME "
+        "--set budget.samples=NUMBER",
         *(f"Picture: {picture}" for picture in result.pictures),
     ]
     uri = public(tracking_uri(place))
@@ -185,7 +187,13 @@ def _print_result(place: Workspace, result: TuneResult) -> None:
         f"Look at it: {f'mlflow ui --backend-store-uri {uri}' if uri.startswith('sqlite:') else uri}"
     )
     if result.version is not None:
-        lines.append(f"Version {result.version.version} is the candidate.")
+        version = result.version
+        lines.append(f"Version {version.version} is the candidate now.")
+        if version.psnr_db is not None and version.gain_db is not None:
+            lines.append(
+                f"On all of that store: {version.psnr_db:.2f} dB, {version.gain_db:+.2f} against the "
+                f"blurred input.{' That is no gain yet: train longer.' if version.gain_db <= 0 else ''}"
+            )
         lines.append("Next: nafnet registry promote --on TEST_STORE")
     print_lines(*lines)
 

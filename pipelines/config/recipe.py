@@ -25,6 +25,7 @@ _PLAIN_WORDS = {
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
     "bool_parsing": "true or false",
+    "missing": "a value",
     "tuple_type": "a list, as [a, b]",
     "too_short": "one or more",
     "string_pattern_mismatch": "letters, digits, dots, dashes and underscores, a letter or digit first",

@@ -84,9 +84,11 @@ def as_markdown(card: dict[str, Any]) -> str:
         recipe = training["recipe"]
         optim, loss = recipe.get("optim", {}), recipe.get("loss", {})
         stages = ", ".join(f"{s.get('patch_px')} px × {s.get('batch')}" for s in recipe.get("stages", ()))
+        schedule = recipe.get("schedule", {})
         losses = ", ".join(f"{name} {weight}" for name, weight in loss.items() if weight)
         told = {
             "learning rate": optim.get("lr"),
+            "schedule": ", ".join(f"{name} {value}" for name, value in schedule.items() if value),
             "stages": stages,
             "loss": losses,
             "seed": recipe.get("seed"),

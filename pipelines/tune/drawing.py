@@ -13,7 +13,7 @@ from pipelines.tune.space import Space, same, short
 
 _STATES = {"finished": ("whole budget", "o", "C0"), "stopped": ("stopped early", ".", "0.6")}
 _RUNNING = ("under way", "x", "C1")
-_LABEL_CHARS = 22
+_LABEL_CHARS = 30
 _INCHES_AN_AXIS, _FEWEST_INCHES = 2.2, 6.0
 _DPI = 110
 
@@ -21,7 +21,8 @@ _DPI = 110
 def parallel_coordinates(path: Path, space: Space, trials: Sequence[Trial], *, title: str) -> Path | None:
     """An axis a searched value and one for the PSNR, a line a trial; None without scores.
 
-    Lines are coloured by PSNR. Stopped trials are thin: their scores are of shorter training.
+    Lines are coloured by PSNR. Stopped trials are thin, their scores being of shorter training; the thickest
+    line is the best of those that had the whole budget.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -34,17 +35,17 @@ def parallel_coordinates(path: Path, space: Space, trials: Sequence[Trial], *, t
     low, high = scores[0], max(scores[-1], scores[0] + 1e-3)
     width = max(_FEWEST_INCHES, _INCHES_AN_AXIS * (len(keys) + 1))
     figure = Figure(figsize=(width, 4.2), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(f"{title}: thin lines were stopped early, the thickest is the best")
+    best = max((t for t in scored if t.outcome == "finished"), key=lambda t: t.psnr_db or 0.0, default=None)
     axes = figure.subplots()
     colours = colormaps["viridis"]
     for trial, score in zip(scored, scores, strict=True):
         heights = [_height(space.distributions[key], trial.point[key]) for key in keys]
         share = (score - low) / (high - low)
         whole = trial.outcome == "finished"
-        axes.plot(
-            range(len(keys) + 1), [*heights, share],
-            color=colours(share), linewidth=2.0 if whole else 0.8, alpha=1.0 if whole else 0.6,
-        )  # fmt: skip
+        width = 4.0 if trial is best else 1.8 if whole else 0.8
+        line = [*heights, share]
+        axes.plot(range(len(line)), line, color=colours(share), linewidth=width, alpha=1.0 if whole else 0.6)
     for place, key in enumerate(keys):
         axes.axvline(place, color="0.7", linewidth=0.8)
         for height, label in _ticks(space.distributions[key], key):

@@ -95,18 +95,23 @@ def _rows(ledger: TrialLedger) -> list[dict[str, Any]]:
 def write_table(path: Path, trials: Sequence[Trial]) -> Path:
     """All trials as CSV, the best first; MLflow's page shows it as a table."""
     ranked = sorted(trials, key=lambda trial: -(trial.psnr_db or 0.0))
+    # Short names, but values in full: a trial can be repeated from them.
     names = list(dict.fromkeys(key for trial in ranked for key in short(trial.point)))
     with written_aside(path) as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["trial", *names, "psnr_db", "samples", "state", "error"])
         for trial in ranked:
-            values = short(trial.point)
+            values = dict(zip(short(trial.point), map(_in_full, trial.point.values()), strict=True))
             score = "" if trial.psnr_db is None else f"{trial.psnr_db:.4f}"
             table.writerow(
                 [trial.number, *(values.get(name, "") for name in names), score, trial.samples,
                  trial.state, trial.error or ""]
             )  # fmt: skip
     return path
+
+
+def _in_full(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def write_recipe(path: Path, config: RunConfig, *, comment: str) -> Path:

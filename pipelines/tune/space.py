@@ -95,6 +95,8 @@ class Space:
                     check_numbers(recipe)
                     tried.add(built)
             except InputError as error:
+                if str(error).startswith("unknown key"):
+                    raise
                 raise InputError(
                     f"a trial that the space allows cannot be: {error}",
                     file="search.space",

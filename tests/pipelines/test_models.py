@@ -56,5 +56,5 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="no checkpoints in this folder"):
         find_weights(str(tmp_path / "folder"), workspace)
-    with pytest.raises(InputError, match="no such registered model"):
+    with pytest.raises(InputError, match="no version is the champion yet"):
         find_weights("models:/nafnet-deblur@champion", workspace)

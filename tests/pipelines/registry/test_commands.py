@@ -109,7 +109,7 @@ def test_the_whole_life_of_two_versions(
         (("show", "best"), "there is no such alias (got best)"),
         (("delete", 3), "there is no such version (got 3)"),
         (("register", "nowhere.safetensors"), "no such model"),
-        (("compare", "champion", "candidate", "STORE"), "no such registered model"),
+        (("compare", "champion", "candidate", "STORE"), "no version is the champion yet"),
     ],
 )
 def test_each_mistake_is_one_line(
