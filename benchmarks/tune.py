@@ -13,6 +13,7 @@ and trials that report made-up scores at once: what a search costs beside traini
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -61,7 +62,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     samples = _QUICK_SAMPLES if options.quick else options.samples
-    with tempfile.TemporaryDirectory() as temporary:
+    # Ray's remarks, which it prints, would stand among the results.
+    with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(sys.stderr):
         folder, place = options.data or Path(temporary), Path(temporary)
         if set(options.only) - {"dry"}:
             stores.make_training_stores(folder)
