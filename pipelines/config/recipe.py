@@ -149,11 +149,11 @@ def _parsed(
     except ValidationError as error:
         location = ".".join(str(part) for part in error.errors()[0]["loc"])
         # A fault of a whole section (three budgets) is the override's that touched the section.
-        blamed = [text for key, text in (origins or {}).items() if _is_within(key, location)]
+        blamed = [text for key, text in (origins or {}).items() if is_within(key, location)]
         raise _explained(kind, error, blamed[-1] if location and blamed else file) from error
 
 
-def _is_within(key: str, location: str) -> bool:
+def is_within(key: str, location: str) -> bool:
     """Whether one of two dotted names is the other, or a part of it."""
     return f"{key}.".startswith(f"{location}.") or f"{location}.".startswith(f"{key}.")
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from nafnet_core import InputError
 from pipelines.config import Distribution, RunConfig, SearchConfig, parse_config
+from pipelines.config.recipe import is_within
 from pipelines.train.checks import check_numbers
 
 Point = Mapping[str, Any]
@@ -21,17 +22,17 @@ Point = Mapping[str, Any]
 # The same in every trial: what trains on other data, for another time, or is scored otherwise cannot be
 # compared; the rest says where and how, and changes no result.
 _FIXED = {
-    "name": "is the search's",
-    "seed": "decides the order of samples",
+    "name": "it is the search's",
+    "seed": "it decides the order of samples",
     "data.train": "trials on other data cannot be compared",
     "data.val": "trials scored on other data cannot be compared",
-    "data.shuffle_window_pairs": "decides the order of samples",
+    "data.shuffle_window_pairs": "it decides the order of samples",
     "budget": "trials of other lengths cannot be compared",
     "validation": "trials scored otherwise cannot be compared",
-    "scaling": "says who does the work, and changes no result",
-    "checkpoint": "changes no result",
-    "tracking": "changes no result",
-    "search": "is no part of a run's recipe",
+    "scaling": "it says who does the work, and changes no result",
+    "checkpoint": "it changes no result",
+    "tracking": "it changes no result",
+    "search": "it is no part of a run's recipe",
 }
 _MOST_CORNERS = 512
 _SHORT_DIGITS = 3
@@ -77,14 +78,10 @@ class Space:
                 both are told.
         """
         for key in self.distributions:
-            fixed = next((name for name in _FIXED if f"{key}.".startswith(f"{name}.")), None)
+            # Also a section that holds it: `data` as a whole brings other stores.
+            fixed = next((name for name in _FIXED if is_within(key, name)), None)
             if fixed is not None:
-                raise InputError(
-                    f"{key!r} cannot be searched: it {_FIXED[fixed]}"
-                    if not _FIXED[fixed].startswith("trials")
-                    else f"{key!r} cannot be searched: {_FIXED[fixed]}",
-                    file="search.space",
-                )
+                raise InputError(f"{key!r} cannot be searched: {_FIXED[fixed]}", file="search.space")
         tried: set[str] = set()
         for point in self._corners():
             try:

@@ -133,4 +133,5 @@ def trial_name(search: str, number: int) -> str:
 
 
 def folder_of(workspace: Workspace, search: str, number: int) -> Path:
+    """Folder of a trial's run."""
     return workspace.run_dir(trial_name(search, number))

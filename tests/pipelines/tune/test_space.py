@@ -93,6 +93,7 @@ def test_a_grid_has_every_combination_once(tmp_path: Path) -> None:
         ({"seed": {"choice": [1, 2]}}, "decides the order of samples"),
         ({"budget.samples": {"choice": [1, 2]}}, "other lengths cannot be compared"),
         ({"data.val": {"choice": ["a"]}}, "scored on other data cannot be compared"),
+        ({"data": {"choice": [{"train": [{"path": "a"}]}]}}, "other data cannot be compared"),
         ({"validation": {"choice": [{"times": 1}]}}, "scored otherwise cannot be compared"),
         ({"scaling.num_workers": {"choice": [1, 2]}}, "changes no result"),
         ({"optim.lr": {"uniform": [-1.0, 1.0]}}, "optim.lr.*greater than 0"),
