@@ -1,21 +1,31 @@
 """Connect to Ray: a local instance by default, or a running cluster.
 
 from cluster.connect import connect
-with connect():
+with connect("ray://head:10001"):
     ...
+
+Credentials are never passed on: what Ray is given of the environment stands in its logs (Ray 2.60:
+`runtime_env_agent.log`, `ray_client_server.err`). Nodes have them of their own, `preflight` looks for them by name.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import platform
+import re
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from cluster.code import packages, stage_for_workers, zipped_bytes
+from nafnet_core.errors import CapabilityError, InputError
 
 log = logging.getLogger(__name__)
 
-_CODE = ("nafnet_core", "pipelines", "cluster")
 # Ray's own chatter; what a user needs is printed by the stages themselves.
 _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -23,6 +33,9 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
+_IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the program that a submitted job runs
+_ANSWER_S = 10.0
+_TOLD = {"told": True}
 
 
 @contextmanager
@@ -30,8 +43,12 @@ def connect(address: str | None = None) -> Iterator[None]:
     """Use Ray inside the `with` block; a local instance that this call started is shut down afterwards.
 
     Args:
-        address: `auto` or `ray://HOST:PORT` for a running cluster; None for a local instance, or whatever
-            Ray this process is connected to already.
+        address: `auto` or `HOST:PORT` on a machine of a running cluster, `ray://HOST:PORT` from any other; None
+            for a local instance, or whatever Ray this process is connected to already.
+
+    Raises:
+        InputError: not such an address.
+        CapabilityError: no cluster answers there, or it has other versions of Python or Ray, or wants a token.
     """
     import ray
 
@@ -40,29 +57,56 @@ def connect(address: str | None = None) -> Iterator[None]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    root = Path(__file__).resolve().parent.parent
     if address is None:
-        # Nodes of one machine share the installation: nothing to ship, only where it lies.
-        # A process less to start: this machine is not taken away from under us.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # Else Ray prints a warning once four times as many processes as cores have been started.
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(4 * (os.cpu_count() or 1)))
-        runtime_env: dict[str, object] = {"env_vars": {"PYTHONPATH": _joined(root)}}
+        _start_here()
     else:
-        runtime_env = {"py_modules": [str(root / package) for package in _CODE]}
-    ray.init(
-        address=address or "local",
-        runtime_env=runtime_env,
-        include_dashboard=False if address is None else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
+        check_address(address)
+        _join(address)
     log.info("connected to Ray; its own logs are in %s", ray.get_runtime_context().get_session_name())
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Refuse what cannot be, and what does not answer: Ray itself waits two minutes, then ends the process.
+
+    Raises:
+        InputError: not an address to run at.
+        CapabilityError: nobody answers there.
+    """
+    if address.startswith(("http://", "https://")):
+        raise InputError(
+            "a dashboard takes jobs, it does not run a command from here",
+            file=address,
+            expected="auto, HOST:PORT or ray://HOST:PORT",
+            fix="To have the cluster run the command: `nafnet cluster submit -- COMMAND`",
+        )
+    match = re.fullmatch(r"(ray://)?([\w.-]+|\[[\da-fA-F:]+\]):(\d+)", address)
+    if address != "auto" and match is None:
+        raise InputError(
+            "not the address of a Ray cluster",
+            file=address,
+            expected="auto or HOST:PORT on a machine of the cluster, ray://HOST:PORT from any other",
+        )
+    if not address.startswith("ray://") and not _is_node():
+        raise CapabilityError(
+            "this machine is no node of a Ray cluster",
+            got=f"--address {address}",
+            fix="From outside, use ray://HOST:10001, or `nafnet cluster submit`; without --address, it runs here",
+        )
+    if match is not None:
+        host, port = match[2].strip("[]"), int(match[3])
+        try:
+            socket.create_connection((host, port), _ANSWER_S).close()
+        except OSError as error:
+            raise CapabilityError(
+                "no Ray cluster answers there",
+                file=address,
+                got=error.strerror or error,
+                fix="Is it up, and does a firewall let this port through? See docs/cluster.md",
+            ) from error
 
 
 def quiet_data_context() -> None:
@@ -75,5 +119,94 @@ def quiet_data_context() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def _joined(root: Path) -> str:
-    return os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+def _start_here() -> None:
+    """Start Ray on this machine."""
+    import ray
+
+    # A process less to start: this machine is not taken away from under us.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Else Ray prints a warning once four times as many processes as cores have been started.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(4 * (os.cpu_count() or 1)))
+    # All on one machine: nothing to send, only where it lies.
+    path = os.pathsep.join(filter(None, [str(packages()[0].parent), os.environ.get("PYTHONPATH", "")]))
+    ray.init(
+        address="local",
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+    )
+
+
+def _join(address: str) -> None:
+    """Connect to a cluster that is up, and send it our code, unless a job has brought that already."""
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="nafnet-code-") as temporary:
+        runtime_env: dict[str, Any] = {}
+        if _IN_A_JOB not in os.environ:
+            staged = stage_for_workers(Path(temporary))
+            runtime_env["py_modules"] = [str(package) for package in staged]
+            size = sum(map(zipped_bytes, staged))
+            log.info("sending %.0f KiB of code to the cluster at %s", size / 1024, address, extra=_TOLD)
+        try:
+            ray.init(
+                address=address,
+                runtime_env=runtime_env,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            raise _explained(address, error) from error
+
+
+def _explained(address: str, error: Exception) -> CapabilityError:
+    """What Ray says in paragraphs, as one line."""
+    text = " ".join(str(error).split())
+    if "ersion mismatch" in text:
+        return CapabilityError(
+            "this machine and the cluster must have the same versions of Python and Ray",
+            file=address,
+            expected=_versions(text) or text[:200],
+            got=f"Ray {_ray_version()}, Python {platform.python_version()} here",
+            fix="Install the cluster's versions here, or `nafnet cluster submit` the command",
+        )
+    if isinstance(error, _authentication_error()) or "uthenticat" in text:
+        return CapabilityError(
+            "the cluster wants its token",
+            file=address,
+            got=text[:160],
+            fix="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE, or put it into ~/.ray/auth_token",
+        )
+    return CapabilityError(
+        "cannot connect to the Ray cluster",
+        file=address,
+        got=text[:200],
+        fix="Is it up (`ray status` on its head), and is the port open from here? See docs/cluster.md",
+    )
+
+
+def _versions(text: str) -> str | None:
+    found = re.search(r"started with:? ?Ray: ?([\w.]+) Python: ?([\w.]+)", text)
+    return f"Ray {found[1]}, Python {found[2]} there" if found else None
+
+
+def _ray_version() -> str:
+    import ray
+
+    return ray.__version__
+
+
+def _authentication_error() -> type[Exception]:
+    from ray.exceptions import AuthenticationError
+
+    return AuthenticationError
+
+
+def _is_node() -> bool:
+    """Whether a raylet, Ray's process on each node, runs on this machine."""
+    import psutil
+
+    return any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"]))

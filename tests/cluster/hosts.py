@@ -1,0 +1,225 @@
+"""Several hosts on one machine: network namespaces on a bridge, each with its address, name, disk and Ray.
+
+A host's `/tmp/ray` and `disk` are its own; `shared` is what all see, as a network disk is. The machine itself is
+on the bridge as well, at `Network.gateway`: tests' servers run there, and commands as from a laptop. Needs root and
+iproute2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+_BRIDGE = "nafnet-br"
+_START_S = 60.0
+# Less of what Ray starts beside the cluster itself: this machine has few cores.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_enable_open_telemetry": "0",
+    "MPLBACKEND": "Agg",
+}
+
+
+def require_namespaces() -> None:
+    """Skip the test where network namespaces cannot be made."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need root and iproute2")
+    if _ip("netns", "add", "nafnet-probe", check=False):
+        pytest.skip("network namespaces are not permitted here")
+    _ip("netns", "del", "nafnet-probe")
+
+
+class Host:
+    """One host; `with` is the network's affair."""
+
+    def __init__(self, network: Network, number: int, name: str) -> None:
+        self.name, self._network = name, network
+        self.address = f"10.77.0.{10 + number}"
+        self._namespace = f"nafnet-{name}"
+        self._folder = network.folder / name
+        for part in ("ray", "disk", "home"):
+            (self._folder / part).mkdir(parents=True)
+        link = f"nafnet-{number}"
+        _ip("netns", "add", self._namespace)
+        _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", self._namespace)
+        _ip("link", "set", link, "master", _BRIDGE, "up")
+        _ip("-n", self._namespace, "addr", "add", f"{self.address}/24", "dev", "eth0")
+        self._link = link
+        for device in ("lo", "eth0"):
+            _ip("-n", self._namespace, "link", "set", device, "up")
+        # Leads nowhere, but programs tell their own address by it.
+        _ip("-n", self._namespace, "route", "add", "default", "via", network.gateway)
+
+    @property
+    def logs(self) -> Path:
+        """Ray's folder of this host, its logs included."""
+        return self._folder / "ray"
+
+    def start(
+        self, *command: str, env: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a program on this host; what it prints goes to `log`, else into the host's own."""
+        mounts = [
+            f"mount --bind {self._folder / 'ray'} /tmp/ray",
+            f"mount --bind {self._folder / 'disk'} {self._network.disk}",
+            f"hostname {self.name}",
+            f"exec {shlex.join(command)}",
+        ]
+        with (log or self._folder / "output.log").open("ab") as file:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", self._namespace]
+                + ["unshare", "--mount", "--uts", "sh", "-ec", "; ".join(mounts)],
+                env=self.environment | dict(env or {}),
+                cwd=self._network.disk,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What programs on this host find in the environment."""
+        inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        return inherited | _QUIET | self._network.environment | {"HOME": str(self._folder / "home")}
+
+    def start_head(self, *options: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start Ray's head, without CPUs for work; returns once it answers."""
+        process = self.start(
+            *_ray("start", "--head", "--block", "--port=6379", "--num-cpus=0", "--dashboard-host=0.0.0.0"),
+            f"--node-ip-address={self.address}",
+            *options,
+            env=env,
+        )
+        deadline = time.monotonic() + _START_S
+        while not self.listens(6379) or not self.listens(8265):
+            assert process.poll() is None and time.monotonic() < deadline, self.output()
+            time.sleep(0.2)
+        return process
+
+    def start_node(
+        self, head: Host, *options: str, cpus: int = 2, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start Ray as a node of another host's cluster."""
+        return self.start(
+            *_ray("start", "--block", f"--address={head.address}:6379", f"--num-cpus={cpus}"),
+            f"--node-ip-address={self.address}",
+            "--object-store-memory=400000000",
+            *options,
+            env=env,
+        )
+
+    def listens(self, port: int) -> bool:
+        """Whether something on this host accepts connections."""
+        import socket
+
+        with contextlib.suppress(OSError), socket.create_connection((self.address, port), 1):
+            return True
+        return False
+
+    def pids(self) -> list[int]:
+        """All processes of this host."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self._namespace], capture_output=True, text=True, check=True
+        )
+        return [int(pid) for pid in listed.stdout.split()]
+
+    def kill(self) -> None:
+        """As if its power failed."""
+        while pids := self.pids():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    def cut(self) -> None:
+        """Pull the network's plug."""
+        _ip("link", "set", self._link, "down")
+
+    def join(self) -> None:
+        """Put it in again."""
+        _ip("link", "set", self._link, "up")
+
+    def limit(self, mbit: float) -> None:
+        """Let no more than so many Mbit/s out of this host."""
+        shape = f"qdisc replace dev eth0 root tbf rate {mbit}mbit burst 256kb latency 200ms"
+        subprocess.run(["tc", "-n", self._namespace, *shape.split()], check=True)
+
+    def output(self) -> str:
+        """What programs without a log of their own printed."""
+        file = self._folder / "output.log"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def remove(self) -> None:
+        self.kill()
+        _ip("netns", "del", self._namespace)
+
+
+class Network:
+    """Hosts on one bridge, gone at the end of the `with` block.
+
+    Args:
+        folder: for the hosts' own files; a short path, as Ray's sockets lie in it.
+        names: one host each; also their host names.
+        environment: what all programs of all hosts find in theirs.
+    """
+
+    gateway = "10.77.0.1"
+
+    def __init__(self, folder: Path, *names: str, environment: Mapping[str, str] | None = None) -> None:
+        self.folder, self._names = folder, names
+        self.environment = dict(environment or {})
+        self.disk, self.shared = folder / "disk", folder / "shared"
+        self.hosts: dict[str, Host] = {}
+
+    def __enter__(self) -> Network:
+        for place in (self.disk, self.shared, Path("/tmp/ray")):
+            place.mkdir(parents=True, exist_ok=True)
+        self._clear()  # what a killed test left
+        _ip("link", "add", _BRIDGE, "type", "bridge")
+        _ip("addr", "add", f"{self.gateway}/24", "dev", _BRIDGE)
+        _ip("link", "set", _BRIDGE, "up")
+        for number, name in enumerate(self._names):
+            self.hosts[name] = Host(self, number, name)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for host in self.hosts.values():
+            host.remove()
+        self._clear()
+
+    def __getitem__(self, name: str) -> Host:
+        return self.hosts[name]
+
+    def _clear(self) -> None:
+        left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+        for line in left.splitlines():
+            if (name := line.split()[0]).startswith("nafnet-"):
+                pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout
+                for pid in pids.split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+                _ip("netns", "del", name)
+        _ip("link", "del", _BRIDGE, check=False)
+
+
+def _ray(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("ray")), *arguments]
+
+
+def _ip(*arguments: str, check: bool = True) -> int:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    assert not check or done.returncode == 0, f"ip {shlex.join(arguments)}: {done.stderr}"
+    return done.returncode
