@@ -27,9 +27,10 @@ def ray_trainer(
 ) -> Any:
     """Ray Train's trainer of a run: its workers, their group and what becomes of failures."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from pipelines.train.controller import FailureNotes
+    from pipelines.train.interface import NodeInterfaceConfig
     from pipelines.train.worker import Job, worker_main  # brings Ray Data
 
     attempts = make_folder(run_dir / "ray")
@@ -45,7 +46,7 @@ def ray_trainer(
     return TorchTrainer(
         worker_main,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(
+        torch_config=NodeInterfaceConfig(
             backend="nccl" if scaling.use_gpu else "gloo", timeout_s=math.ceil(scaling.timeout_s)
         ),
         scaling_config=ray.train.ScalingConfig(
