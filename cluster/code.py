@@ -1,7 +1,7 @@
 """Our code, as it is sent to a cluster's nodes: sources only, and of these what their work needs.
 
-Nodes have the packages that we need installed, not ours: what runs there is what was started here. Ray keeps what it is sent
-by content, so that a second run sends nothing.
+Nodes have the packages that we need installed, not ours: what runs there is what was started here. Ray keeps
+what it is sent by content, so that a second run sends nothing.
 """
 
 from __future__ import annotations

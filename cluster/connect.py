@@ -5,7 +5,8 @@ with connect("ray://head:10001"):
     ...
 
 Credentials are never passed on: what Ray is given of the environment stands in its logs (Ray 2.60:
-`runtime_env_agent.log`, `ray_client_server.err`). Nodes have them of their own, `preflight` looks for them by name.
+`runtime_env_agent.log`, `ray_client_server.err`). Nodes have them of their own, `preflight` looks for them by
+name.
 """
 
 from __future__ import annotations
@@ -43,12 +44,13 @@ def connect(address: str | None = None) -> Iterator[None]:
     """Use Ray inside the `with` block; a local instance that this call started is shut down afterwards.
 
     Args:
-        address: `auto` or `HOST:PORT` on a machine of a running cluster, `ray://HOST:PORT` from any other; None
-            for a local instance, or whatever Ray this process is connected to already.
+        address: `auto` or `HOST:PORT` on a machine of a running cluster, `ray://HOST:PORT` from any other;
+            None for a local instance, or whatever Ray this process is connected to already.
 
     Raises:
         InputError: not such an address.
-        CapabilityError: no cluster answers there, or it has other versions of Python or Ray, or wants a token.
+        CapabilityError: no cluster answers there, or it has other versions of Python or Ray, or wants a
+            token.
     """
     import ray
 
@@ -94,7 +96,7 @@ def check_address(address: str) -> None:
         raise CapabilityError(
             "this machine is no node of a Ray cluster",
             got=f"--address {address}",
-            fix="From outside, use ray://HOST:10001, or `nafnet cluster submit`; without --address, it runs here",
+            fix="From outside, use ray://HOST:10001 or `nafnet cluster submit`",
         )
     if match is not None:
         host, port = match[2].strip("[]"), int(match[3])

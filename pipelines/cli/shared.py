@@ -41,7 +41,13 @@ WorkspaceOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster: auto or ray://HOST:PORT. Default: this machine.")
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster: auto or ray://HOST:PORT. [default: this machine]",
+        # As Ray's own programs take it; it is set where the cluster runs a command as a job.
+        envvar="RAY_ADDRESS",
+    ),
 ]
 TrainPatchOption = Annotated[
     int | None,

@@ -160,6 +160,8 @@ class ScalingSection(Section):
     """Times that lost workers are replaced."""
     timeout_s: float = Field(600.0, gt=0)
     """A worker that others wait for so long counts as lost."""
+    wait_minutes: float = Field(15.0, ge=0)
+    """How long a cluster may take to have room: until its autoscaler brings nodes, or others are done."""
 
     @property
     def least_workers(self) -> int:

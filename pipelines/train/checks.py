@@ -13,12 +13,12 @@ import torch
 from nafnet_core import CapabilityError, InputError
 from pipelines.checkpoint import CheckpointLedger
 from pipelines.config import RunConfig
-from pipelines.config.sections import ScalingSection
 from pipelines.ingest import check_blur, check_patches, data_digests, plan_for
 from pipelines.scenes import shared_scenes
 from pipelines.store import check_files, read_manifest, refuse_sharp_only
 from pipelines.tracking import TRACKING, flattened
 from pipelines.train.files import CONFIG, METRICS
+from pipelines.train.room import cpus_a_worker
 from pipelines.train.trainer import build_loss, build_model
 
 if TYPE_CHECKING:
@@ -216,11 +216,6 @@ def check_resources(config: RunConfig) -> None:
             got=f"{have.get('CPU', 0):g}",
             fix="Lower scaling.num_workers, scaling.cpus_per_worker or scaling.reader_cpus",
         )
-
-
-def cpus_a_worker(scaling: ScalingSection) -> float:
-    """CPUs of a training worker and its readers."""
-    return scaling.cpus_per_worker + scaling.readers_per_worker * scaling.reader_cpus
 
 
 def spare_room(config: RunConfig) -> SpareRoom | None:

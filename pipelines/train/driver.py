@@ -21,8 +21,10 @@ from pipelines.train.attempt import attempt, begin, clear, storage_of
 from pipelines.train.checks import check, check_resources, claim, spare_room, warn
 from pipelines.train.files import CONFIG, METRICS, RESULT, STOP
 from pipelines.train.initial import with_initial_weights
+from pipelines.train.placement import release_group
 from pipelines.train.pump import Pump
 from pipelines.train.record import opening
+from pipelines.train.room import wait_for_room
 from pipelines.train.stopping import stop_requests
 from pipelines.train.summary import Summary, summarize
 from pipelines.workspace import Workspace
@@ -91,7 +93,11 @@ def run(
     # In this order: `ray.init` sets a SIGTERM handler of its own.
     with pool, connect(address), stop_requests(run_dir / STOP) as request:
         client = opened.result()
-        check_resources(config)
+        release_group(storage)  # or it is waited for
+        if address is None:
+            check_resources(config)
+        else:
+            wait_for_room(config.scaling, exit_code=lambda: request.exit_code)
         from pipelines.train.every_node import check_every_node
 
         check_every_node(storage)

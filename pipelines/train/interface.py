@@ -1,7 +1,7 @@
 """Which network interface workers talk through: the one by which Ray knows their node.
 
-Left to itself, gloo takes the address that the host's own name stands for. That is 127.0.0.1 or 127.0.1.1 on many
-a machine, and workers of two nodes then each wait for the other at home.
+Left to itself, gloo takes the address that the host's own name stands for. That is 127.0.0.1 or 127.0.1.1 on
+many a machine, and workers of two nodes then each wait for the other at home.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from pipelines.config import RunConfig
 from pipelines.files import make_folder
 from pipelines.ingest import data_digests, plan_for
 from pipelines.storage import LocalFolder, RemoteFolder
-from pipelines.train.checks import cpus_a_worker
 from pipelines.train.failures import read_failures
+from pipelines.train.room import worker_resources
 
 if TYPE_CHECKING:
     from pipelines.train.beside import SpareRoom
@@ -52,11 +52,7 @@ def ray_trainer(
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
-            # Workers hold their readers' CPUs too: Ray places as many as fit by these, and readers find room.
-            resources_per_worker={
-                "CPU": cpus_a_worker(scaling),
-                **({"GPU": 1} if scaling.use_gpu else {}),
-            },
+            resources_per_worker=worker_resources(scaling),
         ),
         run_config=ray.train.RunConfig(
             # Each attempt its own name: checkpoints are ours, Ray's snapshot of another must not count.

@@ -14,6 +14,7 @@ from pipelines.files import locked, make_folder, write_json
 from pipelines.tracking import Row, Tracker, mlflow_client
 from pipelines.train.checks import check_resources, warn
 from pipelines.train.files import CONFIG, METRICS, STOP
+from pipelines.train.room import wait_for_room
 from pipelines.train.stopping import stop_requests
 from pipelines.tune import drawing
 from pipelines.tune.checks import check_search, claim, scored_shares, total_samples
@@ -96,7 +97,14 @@ def run(
         search = _Search(config, space, workspace, folder)
         client = mlflow_client(workspace, config.tracking.uri, must_answer=search.tracker.run_id is None)
         with connect(address), stop_requests(folder / STOP) as request:
-            check_resources(config.base)
+            if address is None:
+                check_resources(config.base)
+            else:
+                wait_for_room(
+                    config.base.scaling,
+                    num_groups=config.search.max_concurrent or 1,
+                    exit_code=lambda: request.exit_code,
+                )
             trials = search.open(client)
 
             def meanwhile() -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from nafnet_core import CapabilityError
 from pipelines.config import SearchConfig
-from pipelines.train.checks import cpus_a_worker
+from pipelines.train.room import fitting_workers, no_room
 from pipelines.tune.actor import ERROR, STATE
 from pipelines.tune.ledger import Trial, TrialLedger
 from pipelines.tune.proposals import propose
@@ -130,31 +129,9 @@ class Room:
 
     def check(self) -> None:
         """Raise `CapabilityError` where not even one has room: it would be waited for, for ever."""
-        if self() > 0:
-            return
-        scaling = self._scaling
-        each = f"{cpus_a_worker(scaling):g} CPUs" + " and a GPU" * scaling.use_gpu
-        raise CapabilityError(
-            "no room for a trial on the nodes of this cluster",
-            expected=f"{scaling.least_workers} × a worker with {each}",
-            got="; ".join(
-                f"{node.get('CPU', 0):g} CPUs" + (f" and {node.get('GPU', 0):g} GPUs" * scaling.use_gpu)
-                for node in _nodes()
-            ),
-            fix="Lower scaling.num_workers, scaling.cpus_per_worker or scaling.reader_cpus",
-        )
+        if self() == 0:
+            raise no_room(self._scaling)
 
     def _count(self) -> int:
-        """A worker and its readers are on one node; the workers of a trial may be on several."""
-        cpus, scaling, workers = cpus_a_worker(self._scaling), self._scaling, 0
-        for node in _nodes():
-            fitting = int((node.get("CPU", 0) + 1e-6) / cpus)
-            workers += min(fitting, int(node.get("GPU", 0))) if scaling.use_gpu else fitting
-        return workers // scaling.least_workers
-
-
-def _nodes() -> list[dict[str, float]]:
-    """Resources of the nodes that are alive."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        """The workers of a trial may be on several nodes."""
+        return fitting_workers(self._scaling) // self._scaling.least_workers

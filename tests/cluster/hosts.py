@@ -1,8 +1,8 @@
 """Several hosts on one machine: network namespaces on a bridge, each with its address, name, disk and Ray.
 
-A host's `/tmp/ray` and `disk` are its own; `shared` is what all see, as a network disk is. The machine itself is
-on the bridge as well, at `Network.gateway`: tests' servers run there, and commands as from a laptop. Needs root and
-iproute2.
+A host's `/tmp/ray` and `disk` are its own; `shared` is what all see, as a network disk is. The machine itself
+is on the bridge as well, at `Network.gateway`: tests' servers run there, and commands as from a laptop. Needs
+root and iproute2.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class Host:
     @property
     def environment(self) -> dict[str, str]:
         """What programs on this host find in the environment."""
-        inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        inherited = {name: os.environ[name] for name in ("LANG",) if name in os.environ}
+        # A job's `python` must be the one that runs Ray.
+        inherited["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return inherited | _QUIET | self._network.environment | {"HOME": str(self._folder / "home")}
 
     def start_head(self, *options: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nafnet_core import CapabilityError
-from pipelines.tune import queue as queue_module
+from pipelines.train import room as room_module
 from pipelines.tune.ledger import Score, TrialLedger
 from pipelines.tune.queue import Room, TrialQueue
 from pipelines.tune.space import Space
@@ -101,13 +101,15 @@ def test_a_grid_ends_with_its_points(tmp_path: Path) -> None:
 def test_room_is_counted_node_by_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: Any, scaling: Any, room: int
 ) -> None:
-    monkeypatch.setattr(queue_module, "_nodes", lambda: nodes)
+    monkeypatch.setattr(room_module, "nodes", lambda: nodes)
     config = searches.config(tmp_path, {"scaling": scaling})
     assert Room(config)() == room
 
 
 def test_a_trial_that_fits_no_node_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though all nodes together would have enough."""
-    monkeypatch.setattr(queue_module, "_nodes", lambda: [{"CPU": 0.5}, {"CPU": 0.5}])
-    with pytest.raises(CapabilityError, match=r"no room.*1 × a worker with 0.95 CPUs.*0.5 CPUs; 0.5 CPUs"):
+    monkeypatch.setattr(room_module, "nodes", lambda: [{"CPU": 0.5}, {"CPU": 0.5}])
+    with pytest.raises(
+        CapabilityError, match=r"no room.*1 × a worker with 0.95 CPUs.*2 × a node with 0.5 CPUs"
+    ):
         Room(searches.config(tmp_path)).check()
