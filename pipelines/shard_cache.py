@@ -100,14 +100,19 @@ class ShardCache:
             yield
 
 
+def cache_folder() -> Path:
+    """Where this node's cache is, or will be: what `NAFNET_CACHE` names, else `~/.cache/nafnet/shards`."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get(FOLDER_VARIABLE) or Path(base) / "nafnet" / "shards")
+
+
 def node_cache(max_gib: float = DEFAULT_CACHE_GIB) -> ShardCache:
-    """The cache of this node: the folder that `NAFNET_CACHE` names, else `~/.cache/nafnet/shards`.
+    """The cache of this node.
 
     Raises:
         InputError: the folder cannot be made.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(os.environ.get(FOLDER_VARIABLE) or Path(base) / "nafnet" / "shards")
+    folder = cache_folder()
     try:
         return ShardCache(folder, int(max_gib * _GIB))
     except OSError as error:

@@ -33,8 +33,8 @@ JobArgument = Annotated[str | None, typer.Argument(metavar="JOB", help="Its name
 _PROGRESS = re.compile(r"^\w[\w ]*: \d+/\d+\b.*$", re.MULTILINE)
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 _LOST_S = 60.0
-# They wait for somebody to look, or speak to the cluster themselves.
-_NOT_JOBS = {"cluster", "serve"}
+# They wait for somebody to look, or speak to the dashboard themselves.
+_NOT_JOBS = {"serve", *(f"cluster {name}" for name in ("up", "down", "submit", "status", "logs", "stop"))}
 
 app = typer.Typer()
 
@@ -195,10 +195,8 @@ def _checked(command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
     words = list(command)
     if words and words[0] == "nafnet":
         words = words[1:]
-    if not words or words[0] in _NOT_JOBS:
-        raise InputError(
-            "not a command for a cluster to run", got=words[0] if words else None, expected="as `train`"
-        )
+    if not words or {words[0], " ".join(words[:2])} & _NOT_JOBS:
+        raise InputError("not a command for a cluster to run", got=" ".join(words[:2]), expected="as `train`")
     for word in words:
         if holds_credentials(word.partition("=")[2] if "=" in word.partition("://")[0] else word):
             raise InputError(

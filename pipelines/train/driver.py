@@ -98,9 +98,9 @@ def run(
             check_resources(config)
         else:
             wait_for_room(config.scaling, exit_code=lambda: request.exit_code)
-        from pipelines.train.every_node import check_every_node
+        from pipelines.preflight import in_brief
 
-        check_every_node(storage)
+        in_brief(config, storage)
         begin(config, run_dir, mirror)
         tracker.start(client, opening(config, client, workspace))
 

@@ -248,5 +248,5 @@ def test_storage_that_a_node_does_not_see_is_told_before_training(
             printed = training.run(code=2)
         finally:
             node.terminate()
-    assert "not every node of the cluster can write where the run's state is kept" in printed
+    assert "not every node of the cluster can use the storage" in printed
     assert "checkpoint.storage" in printed
