@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,81 +16,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster import preflight as common
-from cluster.preflight import Check, Node, Probe
+from cluster.preflight import Check, Node
 from nafnet_core import CapabilityError, InputError, NAFNetError
 from pipelines.config import RunConfig
-from pipelines.shard_cache import cache_folder
-from pipelines.storage import LocalFolder, RemoteFolder, folder
-from pipelines.store import read_manifest
-from pipelines.train.attempt import storage_of
-from pipelines.train.room import cpus_a_worker, fitting_workers
+from pipelines.probe import CREDENTIALS, StageProbe
+from pipelines.storage import LocalFolder, RemoteFolder
 from pipelines.urls import is_url, public
 from pipelines.workspace import Workspace
 
 _Storage = LocalFolder | RemoteFolder
-CREDENTIALS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "GOOGLE_APPLICATION_CREDENTIALS",
-    "AZURE_STORAGE_ACCOUNT_KEY",
-)
 _ANSWER_S = 60.0
 _PIECE_BYTES, _BRIEF_BYTES = 8 * 2**20, 2**10
 _RATE_S = 0.3
 _SLOW_READ_MB_S = 20
-
-
-class StageProbe(Probe):
-    """What stages will do on a node; each returns MB/s, or in words what went wrong."""
-
-    def look(self, *, gpus: int, object_store_bytes: float, works: bool) -> common.Facts:
-        """The facts of this node, as far as they matter to us."""
-        # Where Ray spills, and where shards are cached.
-        folders = ("/tmp/ray", str(cache_folder())) if works else ("/tmp/ray",)
-        return self.facts(
-            gpus=gpus, object_store_bytes=object_store_bytes, variables=CREDENTIALS, folders=folders
-        )
-
-    def write(self, storage: _Storage, name: str, size: int) -> float | str:
-        """Write a file into the run's storage."""
-        if isinstance(storage, LocalFolder) and not storage.path.is_dir():
-            return "there is no such folder"
-        return _rate(size, lambda: storage.write(name, os.urandom(size)))
-
-    def read_back(self, storage: _Storage, name: str, size: int) -> float | str:
-        """Read what another node has written."""
-        if storage.size(name) is None:
-            return "does not see what another node wrote there"
-        return _rate(size, lambda: storage.read(name))
-
-    def read_store(self, place: str, number: int, size: int) -> float | str:
-        """Read the manifest, and the beginning of one shard."""
-        try:
-            shards = read_manifest(place).shards
-            shard = shards[number % len(shards)] if shards else None
-        except (OSError, NAFNetError) as error:
-            return str(error)
-        if shard is None:
-            return 0.0
-        source, count = folder(place), min(size, shard.bytes)
-
-        def read() -> None:
-            if isinstance(source, RemoteFolder):
-                source.read(shard.file, 0, count)
-            else:
-                with (source.path / shard.file).open("rb") as file:
-                    file.read(count)
-
-        return _rate(count, read)
-
-    def reaches(self, host: str, port: int) -> str | None:
-        """What is wrong with a connection to a server."""
-        try:
-            socket.create_connection((host, port), timeout=10).close()
-        except OSError as error:
-            return error.strerror or str(error)
-        return None
 
 
 def run(
@@ -132,6 +68,8 @@ def run(
             add(_room(config))
             for store in _stores(config):
                 add(_check_store(probes, store, _PIECE_BYTES))
+            from pipelines.train.attempt import storage_of
+
             storage = storage_of(config, workspace.make().run_dir(config.name))[0]
             with _made(storage):
                 add(_check_storage(probes, storage, _PIECE_BYTES))
@@ -200,6 +138,9 @@ def _facts(probes: dict[Node, Any], *, with_gpus: bool) -> tuple[list[common.Fac
         )
         for node, probe in probes.items()
     }
+    # What this process needs later takes seconds to import, as nodes do to start.
+    import mlflow.tracking  # noqa: F401
+
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S)
     facts, absent = [], set()
     for node, reference in asked.items():
@@ -256,6 +197,8 @@ def _rates(probes: dict[Node, Any]) -> dict[tuple[str, str], float | str]:
 
 def _room(config: RunConfig) -> Check:
     """Whether workers and readers fit together, node by node."""
+    from pipelines.train.room import cpus_a_worker, fitting_workers
+
     scaling = config.scaling
     fitting, wanted = fitting_workers(scaling), scaling.least_workers
     each = f"{cpus_a_worker(scaling):g} CPUs, {scaling.readers_per_worker} readers included"
@@ -378,12 +321,3 @@ def _made(storage: _Storage) -> Iterator[None]:
     finally:
         if path is not None and not was_there:
             path.rmdir()
-
-
-def _rate(size: int, action: Callable[[], object]) -> float | str:
-    started = time.perf_counter()
-    try:
-        action()
-    except (OSError, NAFNetError) as error:
-        return str(error)
-    return size / 1e6 / max(time.perf_counter() - started, 1e-9)
