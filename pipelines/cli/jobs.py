@@ -16,7 +16,7 @@ import typer
 from nafnet_core.errors import InputError
 from pipelines import console
 from pipelines.cli.shared import JsonOption, output_to, print_lines
-from pipelines.urls import holds_credentials, public
+from pipelines.urls import holds_credentials, is_url, public
 
 if TYPE_CHECKING:
     from cluster.jobs import Job
@@ -207,6 +207,13 @@ def _checked(command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
     outer = group.make_context("nafnet", list(words))
     _, inner, rest = group.resolve_command(outer, list(words))
     parsed = inner.make_context(inner.name, list(rest), parent=outer)
+    out = parsed.params.get("out")
+    if out is not None and not is_url(out) and not Path(out).is_absolute():
+        raise InputError(
+            "what a job writes is a place on the cluster",
+            file=out,
+            fix="Name a folder that its nodes share in full, or a URL; a relative one is gone with the job",
+        )
     files: dict[str, Path] = {}
     for index, word in enumerate(words):
         path = Path(word)

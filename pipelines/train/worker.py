@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def _work(job: Job, run_dir: Path, sending: contextlib.AbstractContextManager[No
     placement = ray.train.get_context()
     rank, world_size = placement.get_world_rank(), placement.get_world_size()
     _log_to(run_dir / "logs" / f"rank{rank}.log")
-    log.info("rank %d of %d begins, process %d", rank, world_size, os.getpid())
+    log.info("rank %d of %d begins, process %d on %s", rank, world_size, os.getpid(), socket.gethostname())
     if rank == 0:
         note_group(job.storage)
     set_threads(config.scaling.threads_per_worker or max(1, (psutil.cpu_count() or 1) // world_size))

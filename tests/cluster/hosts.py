@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,13 @@ class Host:
         for part in ("ray", "disk", "home"):
             (self._folder / part).mkdir(parents=True)
         link = f"nafnet-{number}"
+        _ip("link", "del", link, check=False)  # a namespace that is gone may hold its end for a moment
         _ip("netns", "add", self._namespace)
         _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", self._namespace)
         _ip("link", "set", link, "master", _BRIDGE, "up")
         _ip("-n", self._namespace, "addr", "add", f"{self.address}/24", "dev", "eth0")
         self._link = link
+        self._processes: list[subprocess.Popen[bytes]] = []
         for device in ("lo", "eth0"):
             _ip("-n", self._namespace, "link", "set", device, "up")
         # Leads nowhere, but programs tell their own address by it.
@@ -79,7 +81,7 @@ class Host:
             f"exec {shlex.join(command)}",
         ]
         with (log or self._folder / "output.log").open("ab") as file:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 ["ip", "netns", "exec", self._namespace]
                 + ["unshare", "--mount", "--uts", "sh", "-ec", "; ".join(mounts)],
                 env=self.environment | dict(env or {}),
@@ -88,6 +90,8 @@ class Host:
                 stderr=file,
                 start_new_session=True,
             )
+        self._processes.append(process)
+        return process
 
     @property
     def environment(self) -> dict[str, str]:
@@ -99,6 +103,8 @@ class Host:
 
     def start_head(self, *options: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start Ray's head, without CPUs for work; returns once it answers."""
+        # Of a head that was killed: by this Ray believes it still there, `ray stop` would remove it.
+        (self.logs / "ray_current_cluster").unlink(missing_ok=True)
         process = self.start(
             *_ray("start", "--head", "--block", "--port=6379", "--num-cpus=0", "--dashboard-host=0.0.0.0"),
             f"--node-ip-address={self.address}",
@@ -123,6 +129,12 @@ class Host:
             env=env,
         )
 
+    def nafnet(self, *arguments: object, log: Path, env: Mapping[str, str] | None = None) -> Nafnet:
+        """Start a command of ours on this host."""
+        command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
+        # A driver has our code; nodes may not have it, see `Network`.
+        return Nafnet(self.start(*command, env={"PYTHONPATH": str(ROOT), **(env or {})}, log=log), log)
+
     def listens(self, port: int) -> bool:
         """Whether something on this host accepts connections."""
         import socket
@@ -145,6 +157,8 @@ class Host:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
+        for process in self._processes:
+            process.wait()
 
     def cut(self) -> None:
         """Pull the network's plug."""
@@ -169,6 +183,34 @@ class Host:
         _ip("netns", "del", self._namespace)
 
 
+class Nafnet:
+    """A command of ours that runs on a host."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process, self.log = process, log
+
+    def printed(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def wait_for(self, what: Callable[[], object], timeout_s: float = 240) -> None:
+        """Until something is so; fails when the command ends before."""
+        deadline = time.monotonic() + timeout_s
+        while not what():
+            assert self.process.poll() is None, self.printed()
+            assert time.monotonic() < deadline, self.printed()
+            time.sleep(0.1)
+
+    def finish(self, code: int = 0, timeout_s: float = 400) -> str:
+        """Wait for its end; returns what it printed."""
+        try:
+            self.process.wait(timeout_s)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        assert self.process.returncode == code, self.printed()
+        return self.printed()
+
+
 class Network:
     """Hosts on one bridge, gone at the end of the `with` block.
 
@@ -176,19 +218,27 @@ class Network:
         folder: for the hosts' own files; a short path, as Ray's sockets lie in it.
         names: one host each; also their host names.
         environment: what all programs of all hosts find in theirs.
+
+    Nodes cannot import our code but for what is sent to them: in its place they find packages that refuse.
     """
 
     gateway = "10.77.0.1"
+    ray = "10.77.0.10:6379"
+    """Of the first host. Not `auto`: the process table has other hosts in it, and other Rays."""
 
     def __init__(self, folder: Path, *names: str, environment: Mapping[str, str] | None = None) -> None:
         self.folder, self._names = folder, names
-        self.environment = dict(environment or {})
+        self.environment = {"PYTHONPATH": str(folder / "refusing"), **(environment or {})}
         self.disk, self.shared = folder / "disk", folder / "shared"
         self.hosts: dict[str, Host] = {}
 
     def __enter__(self) -> Network:
         for place in (self.disk, self.shared, Path("/tmp/ray")):
             place.mkdir(parents=True, exist_ok=True)
+        for package in ("nafnet_core", "pipelines", "cluster"):
+            place = self.folder / "refusing" / package
+            place.mkdir(parents=True)
+            (place / "__init__.py").write_text(f"raise ImportError('{package} was not sent to this node')\n")
         self._clear()  # what a killed test left
         _ip("link", "add", _BRIDGE, "type", "bridge")
         _ip("addr", "add", f"{self.gateway}/24", "dev", _BRIDGE)
@@ -204,6 +254,19 @@ class Network:
 
     def __getitem__(self, name: str) -> Host:
         return self.hosts[name]
+
+    def wait_for_nodes(self, head: Host, count: int) -> None:
+        """Until so many nodes are alive, as the head sees it, itself included."""
+        deadline = time.monotonic() + _START_S
+        program = (
+            f"import ray, sys, time\nray.init('{self.ray}', logging_level=50, log_to_driver=False)\n"
+            f"while sum(n['Alive'] for n in ray.nodes()) != {count}: time.sleep(0.3)"
+        )
+        process = head.start(sys.executable, "-c", program)
+        while process.poll() is None:
+            assert time.monotonic() < deadline, head.output()[-3000:]
+            time.sleep(0.1)
+        assert process.returncode == 0, head.output()[-3000:]
 
     def _clear(self) -> None:
         left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout

@@ -67,22 +67,25 @@ class Server:
 
 
 @contextmanager
-def s3_server(log: Path) -> Iterator[Server]:
-    """Run the server in a process of its own; requests are written to `log`, a line each."""
+def s3_server(log: Path, host: str = "127.0.0.1") -> Iterator[Server]:
+    """Run the server in a process of its own; requests are written to `log`, a line each.
+
+    `host` is the address of this machine that it listens at.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + _START_S
         while True:
             try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
+                socket.create_connection((host, port), 1).close()
                 break
             except OSError:
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.05)
-        yield Server(f"127.0.0.1:{port}", log)
+        yield Server(f"{host}:{port}", log)
     finally:
         process.kill()
         process.wait()

@@ -24,17 +24,20 @@ def free_port() -> int:
 class MlflowServer:
     """`mlflow server` on one data base, to be killed and started again at the same address."""
 
-    def __init__(self, folder: Path, database: str | None = None) -> None:
-        """`database` is a URI; None takes a SQLite file in `folder`, where the server's files lie too."""
-        self._port = free_port()
-        self._folder, self.uri = folder, f"http://127.0.0.1:{self._port}"
+    def __init__(self, folder: Path, database: str | None = None, host: str = "127.0.0.1") -> None:
+        """`database` is a URI; None takes a SQLite file in `folder`, where the server's files lie too.
+
+        `host` is the address of this machine that it listens at.
+        """
+        self._port, self._host = free_port(), host
+        self._folder, self.uri = folder, f"http://{host}:{self._port}"
         self._database = database or f"sqlite:///{folder / 'mlflow.db'}"
         folder.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", self._host, "--port", str(self._port)]
         command += ["--workers", "1", "--backend-store-uri", self._database]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
         # The runner of jobs is four processes more.
