@@ -14,7 +14,18 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("nafnet_core", "pipelines", "cluster")
 # What only the driver runs. Workers import none of it; tests/cluster/test_code.py holds that.
-_DRIVER_ONLY = ("pipelines/cli", "pipelines/inspect", "pipelines/registry", "pipelines/demo.py")
+_DRIVER_ONLY = (
+    "cluster/config.py",
+    "cluster/jobs.py",
+    "cluster/kuberay.py",
+    "cluster/launch_file.py",
+    "cluster/launcher.py",
+    "pipelines/cli",
+    "pipelines/config/cluster.py",
+    "pipelines/demo.py",
+    "pipelines/inspect",
+    "pipelines/registry",
+)
 
 
 def packages() -> list[Path]:

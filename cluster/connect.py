@@ -36,6 +36,7 @@ _QUIET = {
 }
 _IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the program that a submitted job runs
 _ANSWER_S = 10.0
+_NOTED = 500  # characters of what a raylet says
 _TOLD = {"told": True}
 
 
@@ -59,6 +60,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    _log_raylets()
     if address is None:
         _start_here()
     else:
@@ -119,6 +121,20 @@ def quiet_data_context() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _log_raylets() -> None:
+    """Have what raylets say of lost nodes and workers, dozens of lines on stdout, go into the log.
+
+    `log_to_driver=False` leaves it out of account (Ray 2.60). What it means for a run, the run says itself.
+    """
+    import ray._private.worker as internals
+
+    def note(data: dict[str, Any], **_: Any) -> None:
+        log.info("%s: %s", data.get("pid"), " ".join(" ".join(data.get("lines", ())).split())[:_NOTED])
+
+    if hasattr(internals, "print_to_stdstream"):
+        internals.print_to_stdstream = note
 
 
 def _start_here() -> None:

@@ -27,6 +27,7 @@ DashboardOption = Annotated[
         "--address", help="The cluster's dashboard, http(s)://HOST:PORT.", envvar="RAY_API_SERVER_ADDRESS"
     ),
 ]
+_TRACKING = "MLFLOW_TRACKING_URI"  # goes along: a job's records belong where those from here are
 _HERE = "http://127.0.0.1:8265"
 JobArgument = Annotated[str | None, typer.Argument(metavar="JOB", help="Its name. [default: the newest]")]
 # Of our plain progress lines, `train: 1744/2400 samples …`.
@@ -70,12 +71,13 @@ def submit(
 ) -> None:
     """Have the cluster run a command; it goes on when this terminal is closed.
 
-    YAML files that the command names are sent along; other paths are those of the cluster. Neither
-    credentials nor data are
-    sent: nodes have their own.
+    YAML files that the command names go along, and MLFLOW_TRACKING_URI. Other paths are those of the cluster;
+    neither data nor credentials are sent.
     """
     arguments, files = _checked(command)
     environment = {variable: _public_value(variable) for variable in send or ()}
+    if (server := os.environ.get(_TRACKING, "")).startswith("http") and not holds_credentials(server):
+        environment.setdefault(_TRACKING, server)
     with output_to(as_json) as output:
         from cluster.jobs import Jobs
 
