@@ -16,7 +16,18 @@ import typer
 
 from nafnet_core.errors import CapabilityError, InputError, NAFNetError, StoppedError
 from pipelines import console
-from pipelines.cli import data, inspecting, jobs, preflight, registry, synth, training, tuning, using
+from pipelines.cli import (
+    cluster,
+    data,
+    inspecting,
+    jobs,
+    preflight,
+    registry,
+    synth,
+    training,
+    tuning,
+    using,
+)
 
 app = typer.Typer(
     name="nafnet",
@@ -28,10 +39,9 @@ app = typer.Typer(
 for part in (training, tuning, synth, data, inspecting, using):
     app.registered_commands += part.app.registered_commands
 app.add_typer(registry.app, name="registry")
-cluster_app = typer.Typer(no_args_is_help=True, help="A cluster: try it out, send it commands.")
 for part in (preflight, jobs):
-    cluster_app.registered_commands += part.app.registered_commands
-app.add_typer(cluster_app, name="cluster")
+    cluster.app.registered_commands += part.app.registered_commands
+app.add_typer(cluster.app, name="cluster")
 
 
 def _print_version(wanted: bool) -> None:

@@ -16,7 +16,7 @@ from pipelines.config.search import SearchConfig
 from pipelines.config.sections import BudgetSection, RunConfig
 from pipelines.storage import absolute
 
-_Config = TypeVar("_Config", bound=RunConfig)
+_Config = TypeVar("_Config", bound=BaseModel)
 _PACKAGE = Path(__file__).resolve().parent.parent
 # For what Pydantic says in words of its own trade.
 _PLAIN_WORDS = {
@@ -102,14 +102,7 @@ def _read(
 ) -> tuple[dict[str, Any], Path, dict[str, str]]:
     """Content of a recipe with what the command says put in, its file, and which value came from where."""
     path = find_recipe(recipe)
-    try:
-        content = yaml.load(path.read_text(), _YamlLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError("not a YAML file", file=path, got=" ".join(str(error).split())[:150]) from error
-    if content is None:
-        raise InputError("an empty recipe", file=path, expected="model, budget and what else a run is")
-    if not isinstance(content, dict):
-        raise InputError("not a recipe", file=path, expected="a mapping", got=type(content).__name__)
+    content = _content(path, "recipe", "model, budget and what else a run is")
     _put_stores(content, train, val)
     origins = {_apply(content, override): f"--set {override}" for override in overrides}
     if name is not None:
@@ -119,6 +112,33 @@ def _read(
         content["model"]["init"] = init
         origins["model.init"] = f"--init {init}"
     return content, path, origins
+
+
+def load_as(kind: type[_Config], path: Path, overrides: Sequence[str] = ()) -> _Config:
+    """Read a YAML file of another kind than a recipe, such as a cluster's, by the same rules.
+
+    Raises:
+        InputError: as `load_config`.
+    """
+    if not path.is_file():
+        raise InputError("no such file", file=path)
+    required = [name for name, field in kind.model_fields.items() if field.is_required()]
+    content = _content(path, "configuration", f"{', '.join(required)} and what else it is")
+    origins = {_apply(content, override): f"--set {override}" for override in overrides}
+    return _parsed(kind, content, file=path, origins=origins)
+
+
+def _content(path: Path, what: str, holds: str) -> dict[str, Any]:
+    """What a YAML file holds, which must be a mapping."""
+    try:
+        content = yaml.load(path.read_text(), _YamlLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError("not a YAML file", file=path, got=" ".join(str(error).split())[:150]) from error
+    if content is None:
+        raise InputError(f"an empty {what}", file=path, expected=holds)
+    if not isinstance(content, dict):
+        raise InputError(f"not a {what}", file=path, expected="a mapping", got=type(content).__name__)
+    return content
 
 
 def parse_config(
@@ -235,7 +255,7 @@ def _list_index(place: Any, part: str, key: str) -> int | None:
     raise InputError("not a section of the configuration", file=f"--set {key}", got=part)
 
 
-def _explained(kind: type[RunConfig], error: ValidationError, file: str | Path) -> InputError:
+def _explained(kind: type[BaseModel], error: ValidationError, file: str | Path) -> InputError:
     first = error.errors()[0]
     location = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
@@ -255,7 +275,7 @@ def _explained(kind: type[RunConfig], error: ValidationError, file: str | Path) 
     return InputError(f"bad value for {location!r}", file=file, expected=expected, got=got)
 
 
-def _known_keys(kind: type[RunConfig], location: Sequence[int | str]) -> list[str]:
+def _known_keys(kind: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     model: type[BaseModel] = kind
     for part in location:
         if isinstance(part, int) or part not in model.model_fields:  # of a list, or of a mapping

@@ -1,0 +1,114 @@
+"""`nafnet cluster manifest`: what there is to start on Kubernetes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nafnet_core.errors import CapabilityError, InputError
+from pipelines import console
+
+app = typer.Typer(
+    help="A Ray cluster: on machines of a cloud or your own, or on Kubernetes.",
+    epilog="Example: nafnet cluster up ray_cluster.yaml, then nafnet cluster preflight",
+    no_args_is_help=True,
+)
+
+_STORED = "checkpoint.storage"
+
+
+@app.command(
+    "manifest",
+    epilog="Example: nafnet cluster manifest --config cluster.yaml --job -- train --config mobile "
+    "--data s3://bucket/stores/train --name mine | kubectl apply -f -",
+)
+def cluster_manifest(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="-- COMMAND …", help="Of `nafnet`, for --job.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of the cluster. [default: the shipped example]")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, as gpu.max_nodes=16; repeatable.")
+    ] = None,
+    job: Annotated[
+        bool, typer.Option("--job", help="A RayJob: the command, and a cluster for it alone.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write. [default: stdout]")] = None,
+) -> None:
+    """Write KubeRay's manifest of a cluster (RayCluster), or of a command with its own cluster (RayJob)."""
+    import yaml
+
+    from cluster.kuberay import ray_cluster, ray_job
+    from pipelines.config.cluster import load_cluster
+
+    if job != bool(arguments):
+        raise InputError(
+            "--job and a command go together",
+            expected="--job -- COMMAND …, or neither",
+            got=f"the command {arguments[0]!r} alone" if arguments else "--job alone",
+        )
+    settings = load_cluster(config, overrides or ())
+    if config is None:
+        console.say(
+            "The shipped example: image, storage and MLflow are made up; give your own with --config."
+        )
+    if settings.mlflow_uri is None and settings.storage.claim is None:
+        console.say("No mlflow_uri: what MLflow records lies on the head, and ends with it.")
+    if job:
+        manifest = ray_job(settings, job_arguments(arguments or [], storage=settings.storage.url))
+    else:
+        manifest = ray_cluster(settings)
+        if settings.gcs.backend == "rocksdb":
+            console.say(
+                "gcs.backend rocksdb: needs KubeRay 1.7, feature gate GCSFaultToleranceEmbeddedStorage."
+            )
+    text = yaml.safe_dump(manifest, sort_keys=False)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text)
+    except OSError as error:
+        raise CapabilityError("cannot write the manifest", file=out, got=error.strerror) from error
+    console.say(f"Next: kubectl apply -f {out}")
+
+
+def job_arguments(arguments: list[str], *, storage: str | None) -> list[str]:
+    """The command as it is to run on a cluster: there, and with its state where the head is not.
+
+    Raises:
+        InputError: no such command, bad options, or a recipe that is a file of this machine.
+    """
+    name, *rest = arguments
+    options = _options(name, rest)
+    recipe = options.get("config")
+    if isinstance(recipe, str) and Path(recipe).is_file():
+        raise InputError(
+            "this recipe is a file of this machine, which the job will not have",
+            file=recipe,
+            fix="Name a shipped recipe and put the rest into --set, or put the file into the image",
+        )
+    added = []
+    if "address" in options and options["address"] is None:
+        added += ["--address", "auto"]
+    given = [override.partition("=")[0].strip() for override in options.get("overrides") or ()]
+    if name in ("train", "tune") and storage is not None and _STORED not in given:
+        added += ["--set", f"{_STORED}={storage}"]
+    return [name, *rest, *added]
+
+
+def _options(name: str, rest: list[str]) -> dict[str, Any]:
+    """The values of a command's options, parsed as the command itself would, but not run."""
+    from pipelines.cli import app as nafnet
+
+    root: Any = typer.main.get_command(nafnet)
+    known = {key: command for key, command in root.commands.items() if not hasattr(command, "commands")}
+    if name not in known:
+        raise InputError("no such command for a job", got=name, expected=f"one of {', '.join(sorted(known))}")
+    # A fault in the options costs nothing here, and minutes once machines have been started for it.
+    with known[name].make_context(name, list(rest)) as context:
+        return dict(context.params)

@@ -1,0 +1,120 @@
+"""`nafnet cluster …`: one line for each thing that a person does wrong, and the right exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+_CONFIG = {
+    "image": "registry/nafnet:1",
+    "storage": {"url": "s3://bucket/nafnet"},
+    "mlflow_uri": "http://m:5000",
+}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Call `nafnet cluster` in this process; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nafnet", "cluster", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        captured = capsys.readouterr()
+        code = exit_info.value.code
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(_CONFIG))
+    return file
+
+
+def test_a_cluster_goes_to_stdout_and_nothing_else_does(run: Run, config: Path) -> None:
+    code, out, err = run(
+        "manifest", "--config", config, "--set", "gpu.max_nodes=64", "--set", "gcs.backend=none"
+    )
+    assert code == 0 and not err
+    manifest = yaml.safe_load(out)
+    assert manifest["kind"] == "RayCluster"
+    assert manifest["spec"]["workerGroupSpecs"][0]["maxReplicas"] == 64
+
+
+def test_remarks_go_to_stderr(run: Run) -> None:
+    code, out, err = run("manifest", "--set", "mlflow_uri=null")
+    assert code == 0 and yaml.safe_load(out)["kind"] == "RayCluster"
+    assert (
+        "The shipped example" in err and "No mlflow_uri" in err and "GCSFaultToleranceEmbeddedStorage" in err
+    )
+
+
+def test_a_job_runs_on_the_cluster_with_its_state_in_the_bucket(
+    run: Run, config: Path, tmp_path: Path
+) -> None:
+    train = ("train", "--config", "mobile", "--data", "s3://bucket/stores/train", "--name", "mine")
+    code, out, err = run(
+        "manifest", "--config", config, "--job", "--out", tmp_path / "job.yaml", "--", *train
+    )
+    assert (code, out) == (0, "") and f"kubectl apply -f {tmp_path / 'job.yaml'}" in err
+    job = yaml.safe_load((tmp_path / "job.yaml").read_text())
+    assert job["spec"]["entrypoint"] == (
+        "nafnet train --config mobile --data s3://bucket/stores/train --name mine "
+        "--address auto --set checkpoint.storage=s3://bucket/nafnet"
+    )
+
+
+def test_what_a_job_says_itself_is_left_alone(run: Run, config: Path) -> None:
+    own = "checkpoint.storage=s3://other/place"
+    for command, entrypoint in (
+        (("train", "--config", "mobile", "--address", "ray://h:1", "--set", own), None),
+        (("inspect", "s3://bucket/stores/train"), None),
+        (("prepare", "a", "--out", "b"), "nafnet prepare a --out b --address auto"),
+    ):
+        code, out, _ = run("manifest", "--config", config, "--job", "--", *command)
+        assert code == 0
+        assert yaml.safe_load(out)["spec"]["entrypoint"] == (entrypoint or " ".join(["nafnet", *command]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--job"],
+            "--job and a command go together (expected --job -- COMMAND …, or neither, got --job alone)",
+        ),
+        (["--", "train"], "got the command 'train' alone"),
+        (["--job", "--", "trian"], "no such command for a job (expected one of demo, "),
+        (["--job", "--", "registry", "list"], "no such command for a job"),
+        (["--job", "--", "train", "--confg", "mobile"], "No such option: --confg"),
+        (["--job", "--", "train"], "Missing option '--config'"),
+        (["--job", "--", "train", "--config", "mine.yaml"], "a file of this machine"),
+        (["--set", "gpu.gpuz=1"], "Did you mean 'gpu.gpus'"),
+        (["--config", "none.yaml"], "no such file: 'none.yaml'"),
+    ],
+)
+def test_a_slip_is_one_line(run: Run, tmp_path: Path, arguments: list[str], line: str) -> None:
+    (tmp_path / "mine.yaml").write_text("model: {preset: mobile}")
+    code, out, err = run("manifest", *arguments)
+    assert code == 2 and not out
+    assert line in err.splitlines()[-1] and err.splitlines()[-1].startswith("nafnet: ")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(run: Run, config: Path) -> None:
+    code, _, err = run("manifest", "--config", config, "--out", "/nowhere/x.yaml")
+    assert code == 4
+    assert err.splitlines()[-1] == (
+        "nafnet: cannot write the manifest: '/nowhere/x.yaml' (got No such file or directory)"
+    )
