@@ -1,14 +1,19 @@
-"""`nafnet cluster manifest`: what there is to start on Kubernetes."""
+"""`nafnet cluster up` and `down` through Ray's launcher, and `manifest` for Kubernetes."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nafnet_core.errors import CapabilityError, InputError
 from pipelines import console
+from pipelines.cli.shared import JsonOption, output_to, print_lines
+
+if TYPE_CHECKING:
+    from cluster.launch_file import Launch
 
 app = typer.Typer(
     help="A Ray cluster: on machines of a cloud or your own, or on Kubernetes.",
@@ -17,6 +22,89 @@ app = typer.Typer(
 )
 
 _STORED = "checkpoint.storage"
+
+FileArgument = Annotated[
+    Path | None,
+    typer.Argument(help="File of Ray's cluster launcher. [default: ./ray_cluster.yaml]", show_default=False),
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@app.command("up", epilog="Example: nafnet cluster up ray_cluster.yaml")
+def cluster_up(file: FileArgument = None, yes: YesOption = False, as_json: JsonOption = False) -> None:
+    """Start a cluster by Ray's launcher (`ray up`), or bring it up to date: then its jobs end."""
+    with output_to(as_json) as output:
+        from cluster import launcher
+        from cluster.launch_file import DEFAULT_FILE, check_ready, read
+
+        launch = read(file or DEFAULT_FILE)
+        check_ready(launch)
+        _show(launch)
+        if not yes and not _agreed(
+            "Start it? If it runs already, Ray is started anew there, and its jobs end."
+        ):
+            return
+        launcher.up(launch, on_line=console.say)
+        if output.as_json:
+            output.print_json(_described(launch))
+            return
+    joining = "join as jobs need them" if launch.provider != "local" else "join within a minute or two"
+    print_lines(
+        f"The head of {launch.name!r} is up; workers {joining}.",
+        f"Next: ray dashboard {launch.file}      # in a terminal of its own; opens http://localhost:8265",
+        "      nafnet cluster preflight",
+        "      nafnet cluster submit -- train --config RECIPE",
+        f"      nafnet cluster down {launch.file}",
+    )
+
+
+@app.command("down", epilog="Example: nafnet cluster down ray_cluster.yaml")
+def cluster_down(file: FileArgument = None, yes: YesOption = False, as_json: JsonOption = False) -> None:
+    """End a cluster's machines (`ray down`). What runs stored elsewhere stays."""
+    with output_to(as_json) as output:
+        from cluster import launcher
+        from cluster.launch_file import DEFAULT_FILE, read
+
+        launch = read(file or DEFAULT_FILE)
+        if not yes and not _agreed(f"End all machines of {launch.name!r}? What lies on their disks is lost."):
+            return
+        launcher.down(launch, on_line=console.say)
+        if output.as_json:
+            output.print_json(_described(launch))
+            return
+    print_lines(
+        f"{launch.name!r} is down."
+        + (" Workers end a minute later, when they miss the head." if launch.provider == "local" else "")
+    )
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise InputError("nobody is there to be asked", fix="Give --yes")
+    return typer.confirm(question, err=True)
+
+
+def _show(launch: Launch) -> None:
+    rows = [
+        [
+            group.name,
+            group.machine + (" (spot)" if group.is_spot else ""),
+            str(group.least) if group.least == group.most else f"{group.least} to {group.most}",
+        ]
+        for group in launch.groups
+    ]
+    console.table(f"{launch.name}, {launch.provider}", ["", "machines", "how many"], rows)
+
+
+def _described(launch: Launch) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "name": launch.name,
+        "provider": launch.provider,
+        "file": str(launch.file),
+        "groups": [asdict(group) for group in launch.groups],
+    }
 
 
 @app.command(
