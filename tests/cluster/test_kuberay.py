@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,15 @@ def test_a_job_needs_a_command_and_a_name_that_fits() -> None:
         ray_job(_config("example"), [])
     with pytest.raises(InputError, match="too long for KubeRay"):
         ray_job(load_cluster(overrides=["name=" + "n" * 44]), _TRAIN)
+
+
+def test_the_image_has_the_tested_versions() -> None:
+    """That it builds is not tested: see its head."""
+    root = Path(__file__).resolve().parents[2]
+    image = (root / "Dockerfile").read_text()
+    ray = re.search(r"^ray==(.+)$", (root / "constraints.txt").read_text(), re.MULTILINE)
+    assert ray is not None
+    assert re.findall(r"^FROM (.+)$", image, re.MULTILINE) == [f"rayproject/ray:{ray[1]}-py311-gpu"]
+    installs = re.findall(r"^RUN pip install (.+)$", image, re.MULTILINE)
+    assert all("-c constraints.txt" in install for install in installs)
+    assert installs[-1].endswith('".[cluster]"')

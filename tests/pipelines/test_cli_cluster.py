@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -118,3 +120,84 @@ def test_a_place_that_cannot_be_written_is_one_line(run: Run, config: Path) -> N
     assert err.splitlines()[-1] == (
         "nafnet: cannot write the manifest: '/nowhere/x.yaml' (got No such file or directory)"
     )
+
+
+_LAUNCH = {
+    "cluster_name": "mine",
+    "provider": {"type": "aws", "region": "us-west-2"},
+    "max_workers": 2,
+    "head_node_type": "head",
+    "available_node_types": {
+        "head": {"node_config": {"InstanceType": "m6i.xlarge"}, "resources": {"CPU": 0}},
+        "gpu": {
+            "node_config": {"InstanceType": "g5.xlarge", "InstanceMarketOptions": {"MarketType": "spot"}},
+            "resources": {"CPU": 4, "GPU": 1},
+            "min_workers": 0,
+            "max_workers": 2,
+        },
+    },
+}
+
+
+@pytest.fixture
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A launcher's file where the command looks for it, and a launcher that says what it is called with."""
+    (tmp_path / "ray_cluster.yaml").write_text(yaml.safe_dump(_LAUNCH))
+    for name in ("python", "ssh", "rsync"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "called: $*"\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path / "ray_cluster.yaml"
+
+
+def test_up_tells_what_it_starts_and_what_comes_next(run: Run, launch: Path) -> None:
+    code, out, err = run("up", "--yes")
+    assert code == 0
+    assert "g5.xlarge (spot)" in out and "0 to 2" in out and "nafnet cluster preflight" in out
+    assert "http://localhost:8265" in out and "nafnet cluster down ray_cluster.yaml" in out
+    assert "called: -m ray.scripts.scripts up --yes --no-config-cache" in err.replace("\n", " ")
+
+
+def test_up_and_down_ask_first_and_do_nothing_on_no(
+    run: Run, launch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = run("up")
+    assert code == 2 and err.splitlines()[-1] == "nafnet: nobody is there to be asked. Give --yes"
+    for verb in ("up", "down"):
+        terminal = io.StringIO("n\n")
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        code, _, err = run(verb)
+        assert code == 0 and "called" not in err and "[y/N]" in err
+
+
+def test_json_is_all_of_stdout(run: Run, launch: Path) -> None:
+    code, out, _ = run("up", "--yes", "--json")
+    told = json.loads(out)
+    assert code == 0 and (told["name"], told["provider"]) == ("mine", "aws")
+    assert [group["is_head"] for group in told["groups"]] == [True, False]
+    code, out, _ = run("down", "--yes", "--json")
+    assert code == 0 and json.loads(out) == told
+
+
+def test_a_launcher_that_fails_is_one_line_and_4(run: Run, launch: Path) -> None:
+    said = (
+        "Traceback (most recent call last):\\n  File x\\nbotocore.exceptions.NoCredentialsError: Unable to …"
+    )
+    (launch.parent / "python").write_text(f"#!/bin/sh\nprintf '{said}\\n'\nexit 1\n")
+    for verb in ("up", "down"):
+        code, _, err = run(verb, "--yes")
+        assert code == 4 and "Traceback" not in err
+        assert err.splitlines()[-1].startswith("nafnet: no AWS credentials were found: 'ray_cluster.yaml'")
+
+
+def test_a_bad_file_is_one_line_and_2(run: Run, launch: Path) -> None:
+    launch.write_text(yaml.safe_dump({**_LAUNCH, "max_wrkers": 3}))
+    for verb in ("up", "down"):
+        code, out, err = run(verb, "--yes")
+        assert code == 2 and not out
+        assert "('max_wrkers' was unexpected)" in err.splitlines()[-1]
+        code, _, err = run(verb, "none.yaml", "--yes")
+        assert code == 2 and "no such file: 'none.yaml'" in err.splitlines()[-1]
