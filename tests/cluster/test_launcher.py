@@ -76,8 +76,13 @@ def test_ray_start_has_the_options(file: Path) -> None:
 def test_nodes_install_the_tested_versions(file: Path) -> None:
     (install,) = [command for command in _commands(file) if "pip install" in command]
     assert '-c ~/nafnet-ray/constraints.txt "$HOME/nafnet-ray[cluster]"' in install
-    assert _content(file)["file_mounts"]["~/nafnet-ray"] == "."
-    assert re.search(r"^cluster = \[", (_ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    project = (_ROOT / "pyproject.toml").read_text()
+    assert re.search(r"^cluster = \[", project, re.MULTILINE)
+    # All that the wheel is built of must be there, and a name that is gone would stop `up`.
+    sent = {place: name for place, name in _content(file)["file_mounts"].items() if "nafnet-ray" in place}
+    assert all(place == f"~/nafnet-ray/{name}" and (_ROOT / name).exists() for place, name in sent.items())
+    packages = re.findall(r"^packages = \[(.+)\]", project, re.MULTILINE)[0].replace('"', "").split(", ")
+    assert {*packages, "configs", "README.md", "LICENSE", "pyproject.toml"} <= set(sent.values())
     constraints = (_ROOT / "constraints.txt").read_text()
     assert "\nray==" in constraints and "\nboto3==" in constraints
 
@@ -125,12 +130,18 @@ def test_ray_makes_machines_of_it(aws: Any) -> None:
 def test_resources_are_those_of_the_instance_types(aws: Any) -> None:
     content = _content(_AWS)
     kinds = content["available_node_types"]
-    names = [kind["node_config"]["InstanceType"] for kind in kinds.values()]
+    # Those that its comments offer as well.
+    offered = re.findall(r"([\w.]+xlarge) with[\s#]+\{CPU: (\d+), GPU: (\d+)\}", _AWS.read_text())
+    assert len(offered) == 3
+    names = [kind["node_config"]["InstanceType"] for kind in kinds.values()] + [name for name, *_ in offered]
     types = {
         found["InstanceType"]: found
         for found in aws.describe_instance_types(InstanceTypes=names)["InstanceTypes"]
     }
     (worker_store,) = re.findall(r"object-store-memory=(\d+)", content["worker_start_ray_commands"][-1])
+    for name, cpus, gpus in offered:
+        assert types[name]["VCpuInfo"]["DefaultVCpus"] == int(cpus)
+        assert types[name]["GpuInfo"]["Gpus"][0]["Count"] == int(gpus)
     for name, kind in kinds.items():
         machine = types[kind["node_config"]["InstanceType"]]
         if name == "head":
@@ -148,7 +159,7 @@ def _local(tmp_path: Path, **changes: Any) -> Path:
     content = _content(_LOCAL)
     content["provider"].update(head_ip="192.0.2.1", worker_ips=["192.0.2.2", "192.0.2.3"])
     content["auth"]["ssh_private_key"] = str(tmp_path / "key")
-    content["file_mounts"] = {"~/nafnet-ray": ".", "~/.ray/auth_token": str(tmp_path / "auth_token")}
+    content["file_mounts"] = {"~/.ray/auth_token": str(tmp_path / "auth_token")}
     (tmp_path / "key").touch()
     (tmp_path / "auth_token").touch()
     file = tmp_path / "cluster.yaml"
