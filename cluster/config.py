@@ -249,8 +249,9 @@ class ClusterConfig(_Part):
     auth: Auth = Auth()
     gcs: Gcs = Gcs()
     autoscaling: Autoscaling = Autoscaling()
-    grace_s: int = Field(120, gt=0)
-    """Time that a pod has to end in: the state of the largest network, some GB, goes to the bucket."""
+    grace_s: int = Field(120, ge=60)
+    """Time that a pod has when its node is taken away; AWS gives two minutes. It works on until half a minute
+    is left, so that a checkpoint on its way to the bucket, some GB of the largest network, arrives there."""
     job: Job = Job()
 
     @model_validator(mode="after")

@@ -23,6 +23,8 @@ _GIB = 2**30
 _MAX_JOB_NAME = 47
 _PORTS = {"gcs": 6379, "dashboard": 8265, "client": 10001}
 _CACHE = "/cache"
+# For `ray stop`, which takes 16 s at most and then kills.
+_STOP_S = 30
 # Group `users`, of the user `ray` in Ray's images: volumes are made over to it when they are mounted, else
 # those of block storage belong to root, and neither state nor shards could be written.
 _USERS_GID = 100
@@ -176,6 +178,10 @@ def _pod(
         "resources": {"requests": dict(amounts), "limits": dict(amounts)},
         "volumeMounts": mounts,
     }
+    if isinstance(machine, Group):
+        # Without it the others would learn of this node's end by its silence, after half a minute.
+        stop = f"sleep {config.grace_s - _STOP_S}; ray stop"
+        main["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", stop]}}}
     if ports is not None:
         main["ports"] = [{"name": name, "containerPort": port} for name, port in ports.items()]
     if env:

@@ -120,16 +120,19 @@ def _explained(launch: Launch, verb: str, log: Path) -> CapabilityError:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not _NOISE.search(line)]
     raised = [match for match in map(_RAISED.match, lines) if match]
     got = f"{raised[-1][1]}: {raised[-1][2]}" if raised else lines[-1] if lines else "nothing"
+    more = f"All of it: {log}"
+    if verb == "up" and "Launched a new head node" in text and launch.provider != "local":
+        more += f". A machine was started: end it with `nafnet cluster down {launch.file}`"
     for pattern, what, fix in _KNOWN:
         if re.search(pattern, text):
-            return CapabilityError(what, file=launch.file, got=got[:_SHOWN], fix=f"{fix}. All of it: {log}")
+            return CapabilityError(what, file=launch.file, got=got[:_SHOWN], fix=f"{fix}. {more}")
     # A command that failed on a machine: Ray tells only that, its own words came before.
     before = _said_before(lines)
     return CapabilityError(
         f"Ray's cluster launcher could not bring the cluster {verb}",
         file=launch.file,
         got=(before or got)[:_SHOWN],
-        fix=f"All of it: {log}",
+        fix=more,
     )
 
 

@@ -118,6 +118,10 @@ def test_each_pod_is_promised_what_it_may_use(variant: str) -> None:
         store_gib = int(group["rayStartParams"]["object-store-memory"]) / 2**30
         assert store_gib < int(shm["sizeLimit"].removesuffix("Gi"))
         assert pod["terminationGracePeriodSeconds"] == config.grace_s
+        if container["name"] == "ray-worker":
+            # Long enough for `ray stop` after the wait, which counts as well.
+            (_, _, stop) = container["lifecycle"]["preStop"]["exec"]["command"]
+            assert stop == f"sleep {config.grace_s - 30}; ray stop"
     assert _pods(spec)[1]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == str(config.gpu.gpus)
 
 

@@ -184,6 +184,7 @@ def test_json_is_all_of_stdout(run: Run, launch: Path) -> None:
 
 def test_a_launcher_that_fails_is_one_line_and_4(run: Run, launch: Path) -> None:
     said = (
+        "Launched a new head node\\n"
         "Traceback (most recent call last):\\n  File x\\nbotocore.exceptions.NoCredentialsError: Unable to …"
     )
     (launch.parent / "python").write_text(f"#!/bin/sh\nprintf '{said}\\n'\nexit 1\n")
@@ -191,6 +192,8 @@ def test_a_launcher_that_fails_is_one_line_and_4(run: Run, launch: Path) -> None
         code, _, err = run(verb, "--yes")
         assert code == 4 and "Traceback" not in err
         assert err.splitlines()[-1].startswith("nafnet: no AWS credentials were found: 'ray_cluster.yaml'")
+        # What costs money is told of.
+        assert ("A machine was started" in err.splitlines()[-1]) == (verb == "up")
 
 
 def test_a_bad_file_is_one_line_and_2(run: Run, launch: Path) -> None:
