@@ -15,7 +15,6 @@ from __future__ import annotations
 import gzip
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +50,21 @@ def faults(manifest: dict[str, Any], schema: Schema) -> list[str]:
     return [f"{fault.json_path}: {fault.message}" for fault in found]
 
 
-def strict(schema: Schema) -> Schema:
+def strict(schema: Any) -> Any:
     """A structural schema as JSON schema that refuses what Kubernetes would drop."""
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict):  # `additionalProperties: true`
         return schema
-    made = {
-        key: {name: strict(part) for name, part in value.items()} if key == "properties" else strict(value)
-        for key, value in schema.items()
-    }
-    if "allOf" in made or "anyOf" in made:
-        made = {key: value for key, value in made.items() if key not in ("allOf", "anyOf")}
-    if made.pop("x-kubernetes-int-or-string", False):
-        return {"type": ["integer", "string"], **{k: v for k, v in made.items() if k != "type"}}
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"], **{k: v for k, v in schema.items() if k == "pattern"}}
+    made = dict(schema)
     loose = made.pop("x-kubernetes-preserve-unknown-fields", False)
-    if "properties" in made and not loose:
-        made.setdefault("additionalProperties", False)
-    if isinstance(made.get("items"), Mapping):
-        made["items"] = strict(schema["items"])
+    for key in ("items", "additionalProperties"):
+        if key in made:
+            made[key] = strict(made[key])
+    if "properties" in made:
+        made["properties"] = {name: strict(part) for name, part in made["properties"].items()}
+        if not loose:
+            made.setdefault("additionalProperties", False)
     return made
 
 

@@ -72,6 +72,8 @@ def _wire(stack: ExitStack, space: str, link: str, bridge: str, address: str, *,
     _ip("netns", "add", space)
     stack.callback(_ip, "netns", "delete", space)
     _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
+    # The space may outlast its name for a while, where other spaces have been made since; its wire shall not.
+    stack.callback(subprocess.run, ["ip", "link", "delete", link], capture_output=True)
     _ip("link", "set", link, "master", bridge, "up")
     for command in (
         ("address", "add", f"{address}/24", "dev", "eth0"),

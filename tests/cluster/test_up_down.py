@@ -41,14 +41,13 @@ for address, node in alive.items():
 print(json.dumps({"alive": alive, "work": work}))
 """
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(why_not() is not None, reason=f"no machines to be had here: {why_not()}"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def three(tmp_path: Path) -> Iterator[Machines]:
+    if (reason := why_not()) is not None:
+        pytest.skip(f"no such machines to be had here: {reason}")
     with machines(3, tmp_path) as found:
         yield found
 
