@@ -207,8 +207,7 @@ class Job(_Part):
     name: Label | None = None
     """None takes the cluster's and the command's: nafnet-train. One that is there already stays as it is."""
     nodes: int = Field(1, ge=0)
-    """GPU nodes that are there before the command begins: `train` looks first whether its least number of
-    workers finds room, and waits for no autoscaler."""
+    """GPU nodes that are there before the command begins, which then waits for no autoscaler."""
     retries: int = Field(2, ge=0)
     """New clusters after a failure. The command goes on from the run's newest checkpoint, so a head that was
     lost costs minutes; but a mistake in the recipe is made as often, too."""

@@ -10,6 +10,7 @@ import typer
 
 from nafnet_core.errors import CapabilityError, InputError
 from pipelines import console
+from pipelines.cli.parsing import options_of, refuse_lost_output
 from pipelines.cli.shared import JsonOption, output_to, print_lines
 
 if TYPE_CHECKING:
@@ -169,10 +170,12 @@ def job_arguments(arguments: list[str], *, storage: str | None) -> list[str]:
     """The command as it is to run on a cluster: there, and with its state where the head is not.
 
     Raises:
-        InputError: no such command, bad options, or a recipe that is a file of this machine.
+        InputError: a recipe that is a file of this machine.
+        Typer's own usage error: no such command, or bad options.
     """
     name, *rest = arguments
-    options = _options(name, rest)
+    options = options_of(arguments)
+    refuse_lost_output(options)
     recipe = options.get("config")
     if isinstance(recipe, str) and Path(recipe).is_file():
         raise InputError(
@@ -187,16 +190,3 @@ def job_arguments(arguments: list[str], *, storage: str | None) -> list[str]:
     if name in ("train", "tune") and storage is not None and _STORED not in given:
         added += ["--set", f"{_STORED}={storage}"]
     return [name, *rest, *added]
-
-
-def _options(name: str, rest: list[str]) -> dict[str, Any]:
-    """The values of a command's options, parsed as the command itself would, but not run."""
-    from pipelines.cli import app as nafnet
-
-    root: Any = typer.main.get_command(nafnet)
-    known = {key: command for key, command in root.commands.items() if not hasattr(command, "commands")}
-    if name not in known:
-        raise InputError("no such command for a job", got=name, expected=f"one of {', '.join(sorted(known))}")
-    # A fault in the options costs nothing here, and minutes once machines have been started for it.
-    with known[name].make_context(name, list(rest)) as context:
-        return dict(context.params)

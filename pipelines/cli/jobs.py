@@ -15,8 +15,9 @@ import typer
 
 from nafnet_core.errors import InputError
 from pipelines import console
+from pipelines.cli.parsing import options_of, refuse_lost_output
 from pipelines.cli.shared import JsonOption, output_to, print_lines
-from pipelines.urls import holds_credentials, is_url, public
+from pipelines.urls import holds_credentials, public
 
 if TYPE_CHECKING:
     from cluster.jobs import Job
@@ -191,9 +192,6 @@ def _checked(command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
 
     What a command line or a recipe has wrong is found out here, not after minutes in a queue.
     """
-    from pipelines.cli import app as nafnet
-
-    group: Any = typer.main.get_command(nafnet)
     words = list(command)
     if words and words[0] == "nafnet":
         words = words[1:]
@@ -206,16 +204,8 @@ def _checked(command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
                 file=public(word),
                 fix="Leave it out; nodes take credentials from their own environment or role",
             )
-    outer = group.make_context("nafnet", list(words))
-    _, inner, rest = group.resolve_command(outer, list(words))
-    parsed = inner.make_context(inner.name, list(rest), parent=outer)
-    out = parsed.params.get("out")
-    if out is not None and not is_url(out) and not Path(out).is_absolute():
-        raise InputError(
-            "what a job writes is a place on the cluster",
-            file=out,
-            fix="Name a folder that its nodes share in full, or a URL; a relative one is gone with the job",
-        )
+    options = options_of(words)
+    refuse_lost_output(options)
     files: dict[str, Path] = {}
     for index, word in enumerate(words):
         path = Path(word)
@@ -225,7 +215,7 @@ def _checked(command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
             words[index] = sent_as
         elif path.exists() and index and not path.is_absolute():
             words[index] = str(path.absolute())
-    _check_recipe(words[0], parsed.params)
+    _check_recipe(words[0], options)
     return words, files
 
 

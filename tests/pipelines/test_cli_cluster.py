@@ -83,7 +83,7 @@ def test_what_a_job_says_itself_is_left_alone(run: Run, config: Path) -> None:
     for command, entrypoint in (
         (("train", "--config", "mobile", "--address", "ray://h:1", "--set", own), None),
         (("inspect", "s3://bucket/stores/train"), None),
-        (("prepare", "a", "--out", "b"), "nafnet prepare a --out b --address auto"),
+        (("prepare", "a", "--out", "/b"), "nafnet prepare a --out /b --address auto"),
     ):
         code, out, _ = run("manifest", "--config", config, "--job", "--", *command)
         assert code == 0
@@ -98,8 +98,11 @@ def test_what_a_job_says_itself_is_left_alone(run: Run, config: Path) -> None:
             "--job and a command go together (expected --job -- COMMAND …, or neither, got --job alone)",
         ),
         (["--", "train"], "got the command 'train' alone"),
-        (["--job", "--", "trian"], "no such command for a job (expected one of demo, "),
-        (["--job", "--", "registry", "list"], "no such command for a job"),
+        (["--job", "--", "trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (
+            ["--job", "--", "prepare", "s3://b/x", "--out", "b"],
+            "what a job writes is a place on the cluster: 'b'",
+        ),
         (["--job", "--", "train", "--confg", "mobile"], "No such option: --confg"),
         (["--job", "--", "train"], "Missing option '--config'"),
         (["--job", "--", "train", "--config", "mine.yaml"], "a file of this machine"),
