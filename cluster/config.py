@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from nafnet_core.errors import InputError
+
 # KubeRay adds to a cluster's name for its pods and services; its own limit is 53, of a job's cluster 47.
 _MAX_NAME = 47
 _CREDENTIAL = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", re.IGNORECASE)
@@ -35,21 +37,31 @@ def _variable(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
         raise ValueError("the name of an environment variable")
     if _CREDENTIAL.search(value):
-        raise ValueError(
-            "no credentials in a manifest: put them into a Kubernetes secret and name it in `secrets`"
-        )
+        raise _no_credentials(f"env.{value}")
     return value
+
+
+def _without_credentials(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.username or parts.password:
+        raise _no_credentials(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
+    return value
+
+
+def _no_credentials(where: str) -> InputError:
+    # No ValueError: the line that is made of it would quote them.
+    return InputError(
+        "credentials would be written into the manifest",
+        file=where,
+        fix="Put them into a Kubernetes secret, and its name into `secrets`",
+    )
 
 
 def _url(value: str) -> str:
     parts = urlsplit(value)
     if not parts.scheme or not parts.netloc:
         raise ValueError("a URL, such as s3://bucket/nafnet")
-    if parts.username or parts.password:
-        raise ValueError(
-            "a URL without credentials: put them into a Kubernetes secret and name it in `secrets`"
-        )
-    return value
+    return _without_credentials(value)
 
 
 def _folder(value: str) -> str:
@@ -240,7 +252,9 @@ class ClusterConfig(_Part):
     storage: Storage
     mlflow_uri: Url | None = None
     """MLflow server. None: the data base in the workspace, which only one that is on a claim survives."""
-    env: dict[Annotated[str, AfterValidator(_variable)], str] = {}
+    env: dict[
+        Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_without_credentials)]
+    ] = {}
     """Plain environment variables of every pod, such as AWS_ENDPOINT_URL."""
     secrets: tuple[ObjectName, ...] = ()
     """Secrets whose keys become environment variables of every pod, such as AWS_ACCESS_KEY_ID. They must
