@@ -16,7 +16,8 @@ from nafnet_core.errors import InputError
 
 # KubeRay adds to a cluster's name for its pods and services; its own limit is 53, of a job's cluster 47.
 _MAX_NAME = 47
-_CREDENTIAL = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", re.IGNORECASE)
+# Not those of files that hold them, as AWS_WEB_IDENTITY_TOKEN_FILE.
+_CREDENTIAL = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|_KEY|_KEY_ID)$", re.IGNORECASE)
 
 
 def _label(value: str) -> str:

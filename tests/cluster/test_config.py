@@ -38,6 +38,11 @@ def test_credentials_are_refused_and_not_repeated(override: str, named: str) -> 
     assert repr(named) in str(error.value) and "hush" not in str(error.value)
 
 
+def test_a_place_of_credentials_is_none() -> None:
+    env = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token", "TOKENIZERS_PARALLELISM": "false"}
+    assert load_cluster(overrides=[f"env={env}"]).env == env
+
+
 def test_a_group_can_be_left_out() -> None:
     assert load_cluster(overrides=["readers=null"]).readers is None
 
