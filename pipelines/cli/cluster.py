@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="A Ray cluster: on machines of a cloud or your own, or on Kubernetes.",
-    epilog="Example: nafnet cluster up ray_cluster.yaml, then nafnet cluster preflight",
+    epilog="Example: nafnet cluster up ray_cluster.yaml, then nafnet cluster submit -- train --config gopro_width32",
     no_args_is_help=True,
 )
 
@@ -53,7 +53,7 @@ def cluster_up(file: FileArgument = None, yes: YesOption = False, as_json: JsonO
     print_lines(
         f"The head of {launch.name!r} is up; workers {joining}.",
         f"Next: ray dashboard {launch.file}      # in a terminal of its own; opens http://localhost:8265",
-        "      nafnet cluster preflight",
+        "      nafnet cluster submit --follow -- cluster preflight",
         "      nafnet cluster submit -- train --config RECIPE",
         f"      nafnet cluster down {launch.file}",
     )
