@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="A Ray cluster: on machines of a cloud or your own, or on Kubernetes.",
-    epilog="Example: nafnet cluster up ray_cluster.yaml, then nafnet cluster submit -- train --config gopro_width32",
+    epilog="Example: nafnet cluster up, then nafnet cluster submit -- train --config gopro_width32",
     no_args_is_help=True,
 )
 

@@ -158,7 +158,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_up_tells_what_it_starts_and_what_comes_next(run: Run, launch: Path) -> None:
     code, out, err = run("up", "--yes")
     assert code == 0
-    assert "g5.xlarge (spot)" in out and "0 to 2" in out and "nafnet cluster preflight" in out
+    assert "g5.xlarge (spot)" in out and "0 to 2" in out and "-- cluster preflight" in out
     assert "http://localhost:8265" in out and "nafnet cluster down ray_cluster.yaml" in out
     assert "called: -m ray.scripts.scripts up --yes --no-config-cache" in err.replace("\n", " ")
 
