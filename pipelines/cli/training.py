@@ -162,9 +162,9 @@ def train_progress() -> Iterator[Any]:
             if "val/psnr_db" in row.metrics:
                 validated = row.metrics
             if "train/samples_per_s" in row.metrics:
-                update(row.samples, total or row.samples, _notes(row.metrics, validated))
+                update(row.samples, total, _notes(row.metrics, validated))
             elif row.metrics:  # else a mere event, which says nothing to show
-                update(row.samples, total or row.samples, _notes({}, validated))
+                update(row.samples, total, _notes({}, validated))
 
         yield on_row
 
