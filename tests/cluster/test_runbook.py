@@ -1,4 +1,4 @@
-"""The commands of docs/cluster.md and README, parsed as they would be run: as far as that goes without a cloud."""
+"""The commands of docs/cluster.md and README, parsed as they would be run; without a cloud no more can be tried."""
 
 from __future__ import annotations
 
