@@ -1,4 +1,4 @@
-"""The commands of docs/cluster.md and README, parsed as they would be run; without a cloud no more can be tried."""
+"""The commands of docs/cluster.md and README, parsed as they would be run; the rest needs a cloud."""
 
 from __future__ import annotations
 
