@@ -15,6 +15,7 @@ from pipelines.config import RunConfig
 from pipelines.files import make_folder
 from pipelines.ingest import plan_for
 from pipelines.pictures import training_curves
+from pipelines.preflight import in_brief
 from pipelines.store import read_manifest
 from pipelines.tracking import Row, Tracker, mlflow_client
 from pipelines.train.attempt import attempt, begin, clear, storage_of
@@ -98,8 +99,6 @@ def run(
             check_resources(config)
         else:
             wait_for_room(config.scaling, exit_code=lambda: request.exit_code)
-        from pipelines.preflight import in_brief
-
         in_brief(config, storage)
         begin(config, run_dir, mirror)
         tracker.start(client, opening(config, client, workspace))

@@ -11,7 +11,9 @@ from cluster.connect import connect
 from nafnet_core import CapabilityError, InputError, StoppedError
 from pipelines.config import SearchConfig
 from pipelines.files import locked, make_folder, write_json
+from pipelines.preflight import in_brief
 from pipelines.tracking import Row, Tracker, mlflow_client
+from pipelines.train.attempt import storage_of
 from pipelines.train.checks import check_resources, warn
 from pipelines.train.files import CONFIG, METRICS, STOP
 from pipelines.train.room import wait_for_room
@@ -105,6 +107,7 @@ def run(
                     num_groups=config.search.max_concurrent or 1,
                     exit_code=lambda: request.exit_code,
                 )
+            in_brief(config.base, storage_of(config.base, folder)[0])
             trials = search.open(client)
 
             def meanwhile() -> None:

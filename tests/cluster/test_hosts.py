@@ -6,9 +6,11 @@ What is asserted of the output is what docs/cluster.md says that a user sees.
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,7 @@ from tests.pipelines.train.commands import RECIPE
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 _SECRET, _PASSWORD = "planted-key-8d1f", "planted-password-77ac"
+_LONG = 9600  # samples
 _SEARCH = RECIPE + "search: {trials: 2, space: {optim.lr: {log: [1.0e-3, 4.0e-3]}}}\n"
 
 
@@ -177,23 +180,24 @@ def test_ten_kills_of_nodes_and_drivers_lose_and_repeat_nothing(store: Path) -> 
     """Final weights are those of a run that nothing happens to, and no sample is in the journal twice."""
     dice = random.Random(7)
     with _cluster("one", "two", "three", cpus={"one": 2}) as network:
+        budget = f"--set=budget.samples={_LONG}"
         whole = _Run(network, store, max_failures=20)
-        whole.start().finish()
+        whole.start("head", budget).finish()
         _assert_each_step_once(whole)
         assert whole.hosts() == {"one", "two", "three"}
         expected = tiny.final_weights(whole.folder)
         shutil.rmtree(whole.folder)
 
         run = _Run(network, store, max_failures=20)
-        command = run.start()
+        command = run.start("head", budget)
         for _ in range(10):
-            target = run.seen() + dice.randrange(150, 400)
+            target = run.seen() + dice.randrange(100, 300)
             command.wait_for(lambda target=target: run.seen() > target)
             victim = dice.choice(["one", "two", "three", "driver"])
             before = len(run.resumed_at())
             if victim == "driver":
                 _kill_group(command)
-                command = run.start()
+                command = run.start("head", budget)
             else:
                 network[victim].kill()
                 _start_node(network, victim, {"one": 2})
@@ -208,7 +212,7 @@ def test_ten_kills_of_nodes_and_drivers_lose_and_repeat_nothing(store: Path) -> 
 def test_a_node_that_is_cut_off_is_given_up_and_one_that_joins_is_used(store: Path) -> None:
     with _cluster("one", "two") as network:
         run = _Run(network, store, num_workers=[1, 2])
-        command = run.start("head", "--set=budget.samples=24000")
+        command = run.start("head", "--set=budget.samples=400000")
         command.wait_for(lambda: run.seen() > 400)
         assert run.num_workers() == [2]
         network["two"].cut()
@@ -225,7 +229,8 @@ def test_a_node_that_is_cut_off_is_given_up_and_one_that_joins_is_used(store: Pa
         network["two"].join()
         _start_node(network, "two", {})
         command.wait_for(lambda: run.num_workers()[-1] == 2)
-        command.finish()
+        command.process.send_signal(signal.SIGINT)
+        assert "all state is saved" in command.finish(130)
 
 
 def test_a_head_that_is_lost_stops_nothing_where_the_driver_is_elsewhere(store: Path) -> None:
@@ -303,14 +308,11 @@ def _submit(network: Network, workspace: Path, tracking_uri: str, *command: obje
 def _assert_each_step_once(run: _Run) -> None:
     rows = [row["samples"] for row in run.rows() if "train/loss" in row["metrics"]]
     assert rows == sorted(set(rows)), "no step is in the journal twice, none out of order"
-    assert rows[-1] == 4800
+    assert rows[-1] == _LONG
 
 
 def _kill_group(command: Nafnet) -> None:
     """The driver and what it started itself."""
-    import os
-    import signal
-
     os.killpg(command.process.pid, signal.SIGKILL)
     command.process.wait()
 
