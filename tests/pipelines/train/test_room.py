@@ -1,4 +1,4 @@
-"""Room for workers: waited for, told, and not for ever. It is counted in tests/pipelines/tune/test_queue.py."""
+"""Room for workers: waited for, told, and not for ever. Counting it: tests/pipelines/tune/test_queue.py."""
 
 from __future__ import annotations
 
