@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,15 +44,17 @@ def require_namespaces() -> None:
 
 
 class Host:
-    """One host; `with` is the network's affair."""
+    """A network, a process table, a name and mounts of its own; it ends with the network's block."""
 
     def __init__(self, network: Network, number: int, name: str) -> None:
         self.name, self._network = name, network
         self.address = f"10.77.0.{10 + number}"
         self._namespace = f"nafnet-{name}"
-        self._folder = network.folder / name
+        self.folder = network.folder / name
         for part in ("ray", "disk", "home"):
-            (self._folder / part).mkdir(parents=True)
+            (self.folder / part).mkdir(parents=True)
+        # What this host sees at the first is its own folder at the second.
+        self.mounts = {"/tmp/ray": self.folder / "ray", str(network.disk): self.folder / "disk"}
         link = f"nafnet-{number}"
         _ip("link", "del", link, check=False)  # a namespace that is gone may hold its end for a moment
         _ip("netns", "add", self._namespace)
@@ -59,6 +62,7 @@ class Host:
         _ip("link", "set", link, "master", _BRIDGE, "up")
         _ip("-n", self._namespace, "addr", "add", f"{self.address}/24", "dev", "eth0")
         self._link = link
+        self._init: subprocess.Popen[bytes] | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
         for device in ("lo", "eth0"):
             _ip("-n", self._namespace, "link", "set", device, "up")
@@ -68,24 +72,17 @@ class Host:
     @property
     def logs(self) -> Path:
         """Ray's folder of this host, its logs included."""
-        return self._folder / "ray"
+        return self.folder / "ray"
 
     def start(
         self, *command: str, env: Mapping[str, str] | None = None, log: Path | None = None
     ) -> subprocess.Popen[bytes]:
         """Start a program on this host; what it prints goes to `log`, else into the host's own."""
-        mounts = [
-            f"mount --bind {self._folder / 'ray'} /tmp/ray",
-            f"mount --bind {self._folder / 'disk'} {self._network.disk}",
-            f"hostname {self.name}",
-            f"exec {shlex.join(command)}",
-        ]
-        with (log or self._folder / "output.log").open("ab") as file:
+        with (log or self.folder / "output.log").open("ab") as file:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", self._namespace]
-                + ["unshare", "--mount", "--uts", "sh", "-ec", "; ".join(mounts)],
+                ["nsenter", f"--target={self._booted()}", "--net", "--pid", "--mount", "--uts"]
+                + [f"--wd={self._network.disk}", "--", *command],
                 env=self.environment | dict(env or {}),
-                cwd=self._network.disk,
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
@@ -93,13 +90,36 @@ class Host:
         self._processes.append(process)
         return process
 
+    def _booted(self) -> int:
+        """Process number of this host's first process, which all others end with."""
+        if self._init is None:
+            binds = [f"mount --bind {inside} {seen}" for seen, inside in self.mounts.items()]
+            script = "; ".join([*binds, f"hostname {self.name}", "echo up", "exec sleep infinity"])
+            self._init = subprocess.Popen(
+                ["ip", "netns", "exec", self._namespace]
+                + [
+                    "unshare",
+                    "--pid",
+                    "--fork",
+                    "--kill-child",
+                    "--mount-proc",
+                    "--uts",
+                    "sh",
+                    "-ec",
+                    script,
+                ],
+                stdout=subprocess.PIPE,
+            )
+            assert self._init.stdout is not None and self._init.stdout.readline() == b"up\n"
+        return psutil.Process(self._init.pid).children()[0].pid
+
     @property
     def environment(self) -> dict[str, str]:
         """What programs on this host find in the environment."""
         inherited = {name: os.environ[name] for name in ("LANG",) if name in os.environ}
         # A job's `python` must be the one that runs Ray.
         inherited["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return inherited | _QUIET | self._network.environment | {"HOME": str(self._folder / "home")}
+        return inherited | _QUIET | self._network.environment | {"HOME": str(self.folder / "home")}
 
     def start_head(self, *options: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start Ray's head, without CPUs for work; returns once it answers."""
@@ -143,22 +163,15 @@ class Host:
             return True
         return False
 
-    def pids(self) -> list[int]:
-        """All processes of this host."""
-        listed = subprocess.run(
-            ["ip", "netns", "pids", self._namespace], capture_output=True, text=True, check=True
-        )
-        return [int(pid) for pid in listed.stdout.split()]
-
     def kill(self) -> None:
         """As if its power failed."""
-        while pids := self.pids():
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+        if self._init is not None:
+            self._init.kill()
+            self._init.communicate()
+            self._init = None
         for process in self._processes:
             process.wait()
+        self._processes.clear()
 
     def cut(self) -> None:
         """Pull the network's plug."""
@@ -175,7 +188,7 @@ class Host:
 
     def output(self) -> str:
         """What programs without a log of their own printed."""
-        file = self._folder / "output.log"
+        file = self.folder / "output.log"
         return file.read_text(errors="replace") if file.exists() else ""
 
     def remove(self) -> None:
@@ -200,13 +213,22 @@ class Nafnet:
             assert time.monotonic() < deadline, self.printed()
             time.sleep(0.1)
 
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        psutil.Process(self.process.pid).children()[0].send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """The driver, and what it started itself."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     def finish(self, code: int = 0, timeout_s: float = 400) -> str:
         """Wait for its end; returns what it printed."""
         try:
             self.process.wait(timeout_s)
         finally:
             if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
+                self.kill()
         assert self.process.returncode == code, self.printed()
         return self.printed()
 
@@ -224,7 +246,6 @@ class Network:
 
     gateway = "10.77.0.1"
     ray = "10.77.0.10:6379"
-    """Of the first host. Not `auto`: the process table has other hosts in it, and other Rays."""
 
     def __init__(self, folder: Path, *names: str, environment: Mapping[str, str] | None = None) -> None:
         self.folder, self._names = folder, names
@@ -270,8 +291,8 @@ class Network:
 
     def _clear(self) -> None:
         left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-        for line in left.splitlines():
-            if (name := line.split()[0]).startswith("nafnet-"):
+        for name in (line.split()[0] for line in left.splitlines()):
+            if name.startswith("nafnet-"):
                 pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout
                 for pid in pids.split():
                     with contextlib.suppress(ProcessLookupError):

@@ -6,11 +6,9 @@ What is asserted of the output is what docs/cluster.md says that a user sees.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -57,7 +55,7 @@ def _cluster(*names: str, cpus: dict[str, int] | None = None, **environment: str
 
 def _gcs(head: Host) -> dict[str, str]:
     """The head's state in a data base on its disk, for another head to go on with."""
-    folder = head.logs.parent / "gcs"
+    folder = head.folder / "gcs"
     folder.mkdir(exist_ok=True)
     return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder)}
 
@@ -196,7 +194,7 @@ def test_ten_kills_of_nodes_and_drivers_lose_and_repeat_nothing(store: Path) -> 
             victim = dice.choice(["one", "two", "three", "driver"])
             before = len(run.resumed_at())
             if victim == "driver":
-                _kill_group(command)
+                command.kill()
                 command = run.start("head", budget)
             else:
                 network[victim].kill()
@@ -229,7 +227,7 @@ def test_a_node_that_is_cut_off_is_given_up_and_one_that_joins_is_used(store: Pa
         network["two"].join()
         _start_node(network, "two", {})
         command.wait_for(lambda: run.num_workers()[-1] == 2)
-        command.process.send_signal(signal.SIGINT)
+        command.interrupt()
         assert "all state is saved" in command.finish(130)
 
 
@@ -246,7 +244,7 @@ def test_a_head_that_is_lost_stops_nothing_where_the_driver_is_elsewhere(store: 
         before = run.seen()
         command.wait_for(lambda: run.seen() > before + 800)
         network["head"].kill()
-        _kill_group(command)
+        command.kill()
 
 
 def test_storage_behind_a_slow_link(store: Path, tmp_path: Path) -> None:
@@ -309,12 +307,6 @@ def _assert_each_step_once(run: _Run) -> None:
     rows = [row["samples"] for row in run.rows() if "train/loss" in row["metrics"]]
     assert rows == sorted(set(rows)), "no step is in the journal twice, none out of order"
     assert rows[-1] == _LONG
-
-
-def _kill_group(command: Nafnet) -> None:
-    """The driver and what it started itself."""
-    os.killpg(command.process.pid, signal.SIGKILL)
-    command.process.wait()
 
 
 def _assert_not_found(secret: str, *folders: Path) -> None:
