@@ -155,7 +155,7 @@ class _Feed:
         # One thread hands out blocks, others let readers go on.
         groups = {"pace": reading.num_readers, "tell": 1}
         actor = ray.remote(num_cpus=0, concurrency_groups=groups)(Feeder)
-        self._feeder: ActorHandle = actor.options(scheduling_strategy=_here()).remote(reading)
+        self._feeder: ActorHandle = actor.options(scheduling_strategy=_here(0)).remote(reading)
 
     def batches(self) -> Iterator[PatchBatch]:
         """Views of the blocks in shared memory, one a batch."""
@@ -213,7 +213,7 @@ class Feeder:
             compute=ray.data.ActorPoolStrategy(size=len(readers), max_tasks_in_flight_per_actor=1),
             batch_size=None,
             num_cpus=reading.reader_cpus,
-            scheduling_strategy=_here(),
+            scheduling_strategy=_here(reading.reader_cpus),
             # Ray would have a reader that died begin anew; the worker knows better where to go on.
             max_restarts=0,
             max_task_retries=0,
@@ -278,6 +278,10 @@ class Reader:
             yield {"turn": np.array([turn]), **{name: column[None] for name, column in block.items()}}
 
 
-def _here() -> NodeAffinitySchedulingStrategy:
-    """On this node where there is room: patches go through its shared memory, shards through its cache."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+def _here(num_cpus: float) -> NodeAffinitySchedulingStrategy:
+    """On this node: patches go through its shared memory, shards through its cache.
+
+    Who reserves CPUs goes elsewhere where there are none left. Not who reserves none: of a wish, Ray 2.60
+    takes no notice then, and had half of the feeders on the head.
+    """
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=num_cpus > 0)

@@ -163,6 +163,16 @@ class Host:
             return True
         return False
 
+    def programs(self) -> list[str]:
+        """Command lines of all that runs on this host."""
+        command = ["ip", "netns", "pids", self._namespace]
+        pids = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        lines = []
+        for pid in pids:
+            with contextlib.suppress(psutil.Error):
+                lines.append(" ".join(psutil.Process(int(pid)).cmdline()))
+        return lines
+
     def kill(self) -> None:
         """As if its power failed."""
         if self._init is not None:

@@ -188,6 +188,8 @@ def test_ten_kills_of_nodes_and_drivers_lose_and_repeat_nothing(store: Path) -> 
 
         run = _Run(network, store, max_failures=20)
         command = run.start("head", budget)
+        command.wait_for(lambda: run.seen() > 100)
+        _assert_readers_are_beside_workers(network)
         for _ in range(10):
             target = run.seen() + dice.randrange(100, 300)
             command.wait_for(lambda target=target: run.seen() > target)
@@ -307,6 +309,15 @@ def _assert_each_step_once(run: _Run) -> None:
     rows = [row["samples"] for row in run.rows() if "train/loss" in row["metrics"]]
     assert rows == sorted(set(rows)), "no step is in the journal twice, none out of order"
     assert rows[-1] == _LONG
+
+
+def _assert_readers_are_beside_workers(network: Network) -> None:
+    """Patches go through a node's shared memory; none of them over the network, nor over the head."""
+    of_workers = {"head": 0, "one": 2, "two": 1, "three": 1}
+    for name, count in of_workers.items():
+        programs = network[name].programs()
+        assert sum("Feeder" in program for program in programs) == count, name
+        assert sum("MapWorker" in program for program in programs) == count, name
 
 
 def _assert_not_found(secret: str, *folders: Path) -> None:
