@@ -171,26 +171,36 @@ def _present(nodes: Sequence[Node], absent: set[Node]) -> Check:
     )
 
 
-def _skews_s(probes: dict[Node, Any]) -> dict[str, float]:
+def _get(references: Any) -> Any:
+    """What actors answer. Raises `CapabilityError` where one falls silent: not to wait for ever."""
     import ray
 
+    try:
+        return ray.get(references, timeout=_ANSWER_S)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        raise CapabilityError(
+            "a node of the cluster fell silent while it was looked at",
+            got=str(error).splitlines()[0][:150],
+            fix="`ray status` tells what the cluster knows of its nodes; then try again",
+        ) from error
+
+
+def _skews_s(probes: dict[Node, Any]) -> dict[str, float]:
     return {
-        node.host: common.skew_s(lambda probe=probe: ray.get(probe.now.remote()))
+        node.host: common.skew_s(lambda probe=probe: _get(probe.now.remote()))
         for node, probe in probes.items()
     }
 
 
 def _rates(probes: dict[Node, Any]) -> dict[tuple[str, str], float | str]:
     """MB/s from each working node to the next, one after another: together they would share a switch."""
-    import ray
-
     working = [node for node in probes if node.works]
     if len(working) < 2:
         return {}
     rates: dict[tuple[str, str], float | str] = {}
     for sender, receiver in zip(working, [*working[1:], working[0]], strict=True):
-        port = ray.get(probes[receiver].listen.remote())
-        rate = ray.get(probes[sender].send.remote(receiver.address, port, _RATE_S))
+        port = _get(probes[receiver].listen.remote())
+        rate = _get(probes[sender].send.remote(receiver.address, port, _RATE_S))
         rates[sender.host, receiver.host] = rate
     return rates
 
@@ -219,10 +229,8 @@ def _stores(config: RunConfig) -> list[str]:
 
 def _check_store(probes: dict[Node, Any], place: str, size: int) -> Check:
     """Whether every working node reads a store, and how fast."""
-    import ray
-
     working = [node for node in probes if node.works]
-    rates = ray.get([probes[node].read_store.remote(place, i, size) for i, node in enumerate(working)])
+    rates = _get([probes[node].read_store.remote(place, i, size) for i, node in enumerate(working)])
     name = f"store {public(place)}"
     for node, rate in zip(working, rates, strict=True):
         if isinstance(rate, str):
@@ -233,21 +241,19 @@ def _check_store(probes: dict[Node, Any], place: str, size: int) -> Check:
 
 def _check_storage(probes: dict[Node, Any], storage: _Storage, size: int) -> Check:
     """Whether what one node writes can be read by the next, and here."""
-    import ray
-
     working = [node for node in probes if node.works]
     names = [f"probe-{uuid.uuid4().hex}" for _ in working]
     name = f"storage {public(str(storage))}"
     fix = "Name storage that all nodes share, or a URL, with --set checkpoint.storage=PLACE"
     try:
-        wrote = ray.get(
+        wrote = _get(
             [
                 probes[node].write.remote(storage, file, size)
                 for node, file in zip(working, names, strict=True)
             ]
         )
         readers = [*working[1:], *working[:1]]
-        read = ray.get(
+        read = _get(
             [
                 probes[node].read_back.remote(storage, file, size)
                 for node, file in zip(readers, names, strict=True)
@@ -282,8 +288,6 @@ def _timed(name: str, done: str, rates: Sequence[float], size: int) -> Check:
 
 def _check_tracking(probes: dict[Node, Any], workspace: Workspace, config: RunConfig | None) -> Check:
     """Whether the server answers here, where the client is, and from the nodes."""
-    import ray
-
     from pipelines.tracking import mlflow_client
     from pipelines.tracking.client import tracking_uri
 
@@ -298,7 +302,7 @@ def _check_tracking(probes: dict[Node, Any], workspace: Workspace, config: RunCo
         return Check(name=name, verdict="ok", found="the workspace's own, which the driver alone opens")
     parts = urlsplit(uri)
     port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 5432)
-    faults = ray.get([probe.reaches.remote(parts.hostname, port) for probe in probes.values()])
+    faults = _get([probe.reaches.remote(parts.hostname, port) for probe in probes.values()])
     for node, fault in zip(probes, faults, strict=True):
         if fault is not None:
             return Check(
