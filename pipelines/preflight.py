@@ -60,7 +60,7 @@ def run(
             add(check)
         add(common.judge_gpus(facts))
         add(common.judge_disks(facts))
-        add(common.judge_shared_memory([fact for fact in facts if fact.object_store_bytes]))
+        add(common.judge_shared_memory(facts))
         add(common.judge_clocks(_skews_s(probes)))
         add(common.judge_variables([name for name in CREDENTIALS if os.environ.get(name)], facts))
         add(common.judge_network(_rates(probes)))
@@ -133,7 +133,7 @@ def _facts(probes: dict[Node, Any], *, with_gpus: bool) -> tuple[list[common.Fac
     asked = {
         node: probe.look.remote(
             gpus=int(node.gpus) if with_gpus else 0,
-            object_store_bytes=node.object_store_bytes if node.works else 0,
+            object_store_bytes=node.object_store_bytes,
             works=node.works,
         )
         for node, probe in probes.items()
@@ -192,6 +192,11 @@ def _skews_s(probes: dict[Node, Any]) -> dict[str, float]:
     }
 
 
+def _workers(probes: dict[Node, Any]) -> list[Node]:
+    """Nodes that do work; of a cluster that has none yet, the head stands in."""
+    return [node for node in probes if node.works] or list(probes)
+
+
 def _rates(probes: dict[Node, Any]) -> dict[tuple[str, str], float | str]:
     """MB/s from each working node to the next, one after another: together they would share a switch."""
     working = [node for node in probes if node.works]
@@ -229,7 +234,7 @@ def _stores(config: RunConfig) -> list[str]:
 
 def _check_store(probes: dict[Node, Any], place: str, size: int) -> Check:
     """Whether every working node reads a store, and how fast."""
-    working = [node for node in probes if node.works]
+    working = _workers(probes)
     rates = _get([probes[node].read_store.remote(place, i, size) for i, node in enumerate(working)])
     name = f"store {public(place)}"
     for node, rate in zip(working, rates, strict=True):
@@ -241,7 +246,7 @@ def _check_store(probes: dict[Node, Any], place: str, size: int) -> Check:
 
 def _check_storage(probes: dict[Node, Any], storage: _Storage, size: int) -> Check:
     """Whether what one node writes can be read by the next, and here."""
-    working = [node for node in probes if node.works]
+    working = _workers(probes)
     names = [f"probe-{uuid.uuid4().hex}" for _ in working]
     name = f"storage {public(str(storage))}"
     fix = "Name storage that all nodes share, or a URL, with --set checkpoint.storage=PLACE"
