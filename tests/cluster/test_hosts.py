@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 _SECRET, _PASSWORD = "planted-key-8d1f", "planted-password-77ac"
 _LONG = 9600  # samples
-_SEARCH = RECIPE + "search: {trials: 2, space: {optim.lr: {log: [1.0e-3, 4.0e-3]}}}\n"
+_SEARCH = RECIPE + "search: {trials: 2, scheduler: none, space: {optim.lr: {loguniform: [1.0e-3, 4.0e-3]}}}\n"
 
 
 @contextmanager
