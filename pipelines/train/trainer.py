@@ -23,7 +23,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from nafnet_core import InputError
 from nafnet_core.losses import Loss, mixed_loss, psnr_loss
@@ -36,6 +35,7 @@ from pipelines.ingest import Begun, PatchBatch, Span
 from pipelines.plan import rank_slice
 from pipelines.train.initial import load_initial
 from pipelines.train.micro_batch import fitting_micro_batch
+from pipelines.train.replica import replicated
 from pipelines.train.saver import Saver
 
 log = logging.getLogger(__name__)
@@ -156,8 +156,7 @@ class Trainer:
         compiled = torch.compile(self.model, dynamic=False) if config.scaling.compile else self.model
         self.replica: nn.Module = compiled
         if context.world_size > 1:
-            ids = [context.device] if context.device.type == "cuda" else None
-            self.replica = DistributedDataParallel(self.replica, device_ids=ids, gradient_as_bucket_view=True)
+            self.replica = replicated(compiled, config.scaling, context.device)
 
     @property
     def weights(self) -> NAFNet:

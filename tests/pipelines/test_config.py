@@ -94,6 +94,8 @@ def test_unknown_key_names_the_nearest(content: dict[str, Any], key: str, neares
         ({"name": "../escape"}, "name"),
         ({"name": ""}, "name"),
         ({"precision": "fp16"}, "precision"),
+        ({"scaling": {"bucket_mib": 0}}, "scaling.bucket_mib"),
+        ({"scaling": {"gradient_compression": "fp16"}}, "scaling.gradient_compression"),
         ({"schedule": {"kind": "linear-ish"}}, "schedule.kind"),
         ({"loss": {"l3": 1.0}}, "loss.l3"),
         ({"loss": {}}, "loss"),
