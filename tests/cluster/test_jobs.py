@@ -36,6 +36,7 @@ class Head:
     address: str
     folder: Path
     environment: dict[str, str]
+    client_port: int
 
     def command(self, *arguments: object) -> list[str]:
         return [sys.executable, "-m", "pipelines", "cluster", *map(str, arguments)]
@@ -87,11 +88,11 @@ def head() -> Iterator[Head]:
     address = f"http://127.0.0.1:{ports[1]}"
     environment |= {"PYTHONPATH": str(_ROOT), "RAY_API_SERVER_ADDRESS": address}
     deadline = time.monotonic() + _START_S
-    while not _listens(ports[1]):
+    while not all(map(_listens, ports)):
         assert process.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
         time.sleep(0.2)
     try:
-        yield Head(address, folder, environment)
+        yield Head(address, folder, environment, client_port=ports[2])
     finally:
         for one in [*psutil.Process(process.pid).children(recursive=True), process]:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -147,6 +148,15 @@ def test_a_job_outlives_its_terminal_and_stops_when_asked(head: Head) -> None:
 def test_without_the_token_nothing_is_told(head: Head) -> None:
     assert "wants its token" in head.run("status", token="", code=4)
     assert "wants its token" in head.run("status", token="another-token-0123456789abcdef012", code=4)
+
+
+@pytest.mark.ray
+def test_a_command_from_outside_brings_its_code(head: Head) -> None:
+    printed = head.run("preflight", "--address", f"ray://127.0.0.1:{head.client_port}")
+    assert re.search(r"sending \d+ KiB of code", printed)
+    assert "warn  nodes: 0 of 1 do work" in printed and "ok    versions of python, ray, torch" in printed
+    refused = head.run("preflight", "--address", f"ray://127.0.0.1:{head.client_port}", token="", code=4)
+    assert "nafnet: " in refused.splitlines()[-1] and "wants its token" in refused
 
 
 @pytest.mark.ray
