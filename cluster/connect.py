@@ -17,6 +17,7 @@ import platform
 import re
 import socket
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,13 +170,15 @@ def _join(address: str) -> None:
             size = sum(map(zipped_bytes, staged))
             log.info("sending %.0f KiB of code to the cluster at %s", size / 1024, address, extra=_TOLD)
         try:
-            ray.init(
-                address=address,
-                runtime_env=runtime_env,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they repeat the error
+                ray.init(
+                    address=address,
+                    runtime_env=runtime_env,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=True,
+                )
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             raise _explained(address, error) from error
 
@@ -202,7 +205,7 @@ def _explained(address: str, error: Exception) -> CapabilityError:
         "cannot connect to the Ray cluster",
         file=address,
         got=text[:200],
-        fix="Is it up (`ray status` on its head), and is the port open from here? See docs/cluster.md",
+        fix="Is it up (`ray status` there)? Does it want a token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)?",
     )
 
 

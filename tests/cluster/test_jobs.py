@@ -156,7 +156,8 @@ def test_a_command_from_outside_brings_its_code(head: Head) -> None:
     assert re.search(r"sending \d+ KiB of code", printed)
     assert "warn  nodes: 0 of 1 do work" in printed and "ok    versions of python, ray, torch" in printed
     refused = head.run("preflight", "--address", f"ray://127.0.0.1:{head.client_port}", token="", code=4)
-    assert "nafnet: " in refused.splitlines()[-1] and "wants its token" in refused
+    # Ray only says that it waited for too long, half a minute.
+    assert "Does it want a token" in refused.splitlines()[-1] and "Traceback" not in refused
 
 
 @pytest.mark.ray
