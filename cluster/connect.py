@@ -201,11 +201,12 @@ def _explained(address: str, error: Exception) -> CapabilityError:
             got=text[:160],
             fix="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE, or put it into ~/.ray/auth_token",
         )
+    port = " Is this the client's port, 10001?" if address.startswith("ray://") else ""
     return CapabilityError(
         "cannot connect to the Ray cluster",
         file=address,
         got=text[:200],
-        fix="Is it up (`ray status` there)? Does it want a token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)?",
+        fix=f"Is it up? Does it want a token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH=FILE)?{port}",
     )
 
 

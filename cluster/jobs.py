@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shlex
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Ray's own 3 s are not enough for workers to end their step and save.
 _STOP_WAIT_S = 300
+_SHOWN = 160  # characters of what Ray says
 _COMMAND = "nafnet"  # the key under which a job tells its command
-_FORWARD = "Is its port forwarded here? `ray dashboard ray_cluster.yaml`, or `kubectl port-forward`"
+_FORWARD = "Is its port forwarded here? By `ray dashboard FILE`, `kubectl port-forward` or `ssh -L`"
 _CHATTERING = (
     "dashboard.modules.dashboard_sdk",
     "dashboard.modules.job.sdk",
@@ -88,7 +90,9 @@ class Jobs:
 
             for part in _CHATTERING:
                 logging.getLogger(f"ray.{part}").setLevel(logging.WARNING)
-            self._client: JobSubmissionClient = JobSubmissionClient(address)
+            # They would win over what was asked for.
+            with _unset("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+                self._client: JobSubmissionClient = JobSubmissionClient(address)
 
     def submit(
         self,
@@ -151,9 +155,12 @@ class Jobs:
         )
 
     def log(self, job: Job) -> str:
-        """What a job has printed until now."""
+        """What a job has printed until now; nothing where its log cannot be had."""
         with self._explained():
-            return self._client.get_job_logs(job.id)
+            try:
+                return self._client.get_job_logs(job.id)
+            except RuntimeError:
+                return ""
 
     def follow(self, job: Job) -> Iterator[str]:
         """What it prints, as it comes, until its end."""
@@ -167,7 +174,9 @@ class Jobs:
                     except StopAsyncIteration:
                         return
         finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
+            # Ray's generator does not like to be left early, and says so when it is collected.
+            with suppress(RuntimeError):
+                loop.run_until_complete(pieces.aclose())
             loop.close()
 
     def stop(self, job: Job) -> None:
@@ -197,10 +206,12 @@ class Jobs:
                     "the cluster has a job of this name", fix="Give another one with --job"
                 ) from error
             is_missing = isinstance(error, ImportError) or "ray[default]" in line
+            is_away = isinstance(error, (ConnectionError, OSError))
+            said = "no dashboard answers there" if is_away else "the cluster's dashboard does not take this"
             raise CapabilityError(
-                "jobs need Ray's dashboard" if is_missing else "the cluster's dashboard does not take this",
+                "jobs need Ray's dashboard" if is_missing else said,
                 file=self._address,
-                got=line[:200],
+                got=_shortened(line),
                 fix="pip install 'nafnet-ray[cluster]', here and on the nodes" if is_missing else _FORWARD,
             ) from error
 
@@ -215,3 +226,17 @@ class Jobs:
             # Ray repeats the log's end in it.
             message=" ".join((details.message or "").partition(", last available logs")[0].split()),
         )
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _SHOWN else line[:_SHOWN].rpartition(" ")[0] + " …"
+
+
+@contextmanager
+def _unset(*variables: str) -> Iterator[None]:
+    """Without these environment variables, for a while."""
+    before = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)

@@ -212,19 +212,15 @@ def _rates(probes: dict[Node, Any]) -> dict[tuple[str, str], float | str]:
 
 def _room(config: RunConfig) -> Check:
     """Whether workers and readers fit together, node by node."""
-    from pipelines.train.room import cpus_a_worker, fitting_workers
+    from pipelines.train.room import fitting_workers, workers_wanted
 
     scaling = config.scaling
     fitting, wanted = fitting_workers(scaling), scaling.least_workers
-    each = f"{cpus_a_worker(scaling):g} CPUs, {scaling.readers_per_worker} readers included"
+    found = f"for {fitting}; wanted are {workers_wanted(scaling, wanted)}, its readers included"
     if fitting >= wanted:
-        return Check(name="room for workers", verdict="ok", found=f"{fitting} of {each}; {wanted} wanted")
-    return Check(
-        name="room for workers",
-        verdict="warn",
-        found=f"{fitting} of {each}; {wanted} wanted",
-        fix=f"A run waits {scaling.wait_minutes:g} min for an autoscaler to bring more, else lower scaling.*",
-    )
+        return Check(name="room for workers", verdict="ok", found=found)
+    fix = f"A run waits {scaling.wait_minutes:g} min for an autoscaler to bring more, else lower scaling.*"
+    return Check(name="room for workers", verdict="warn", found=found, fix=fix)
 
 
 def _stores(config: RunConfig) -> list[str]:

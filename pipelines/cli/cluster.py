@@ -10,7 +10,7 @@ import typer
 
 from nafnet_core.errors import CapabilityError, InputError
 from pipelines import console
-from pipelines.cli.parsing import options_of, refuse_lost_output
+from pipelines.cli.parsing import checked_command
 from pipelines.cli.shared import JsonOption, output_to, print_lines
 
 if TYPE_CHECKING:
@@ -174,8 +174,7 @@ def job_arguments(arguments: list[str], *, storage: str | None) -> list[str]:
         Typer's own usage error: no such command, or bad options.
     """
     name, *rest = arguments
-    options = options_of(arguments)
-    refuse_lost_output(options)
+    options = checked_command(arguments)
     recipe = options.get("config")
     if isinstance(recipe, str) and Path(recipe).is_file():
         raise InputError(

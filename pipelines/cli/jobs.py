@@ -15,9 +15,9 @@ import typer
 
 from nafnet_core.errors import InputError
 from pipelines import console
-from pipelines.cli.parsing import options_of, refuse_lost_output
+from pipelines.cli.parsing import checked_command
 from pipelines.cli.shared import JsonOption, output_to, print_lines
-from pipelines.urls import holds_credentials, public
+from pipelines.urls import holds_credentials
 
 if TYPE_CHECKING:
     from cluster.jobs import Job
@@ -33,10 +33,10 @@ _HERE = "http://127.0.0.1:8265"
 JobArgument = Annotated[str | None, typer.Argument(metavar="JOB", help="Its name. [default: the newest]")]
 # Of our plain progress lines, `train: 1744/2400 samples …`.
 _PROGRESS = re.compile(r"^\w[\w ]*: \d+/\d+\b.*$", re.MULTILINE)
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
+_OF_RAY = re.compile(r"Running entrypoint for job |\d{4}-\d\d-\d\d [\d:,]+\tINFO ")
 _LOST_S = 60.0
-# They wait for somebody to look, or speak to the dashboard themselves.
-_NOT_JOBS = {"serve", *(f"cluster {name}" for name in ("up", "down", "submit", "status", "logs", "stop"))}
 
 app = typer.Typer()
 
@@ -77,8 +77,15 @@ def submit(
     """
     arguments, files = _checked(command)
     environment = {variable: _public_value(variable) for variable in send or ()}
-    if (server := os.environ.get(_TRACKING, "")).startswith("http") and not holds_credentials(server):
-        environment.setdefault(_TRACKING, server)
+    if (server := os.environ.get(_TRACKING, "")).startswith("http"):
+        if holds_credentials(server):
+            console.say(f"nafnet: {_TRACKING} is not sent along, as it has a password in it")
+        else:
+            environment.setdefault(_TRACKING, server)
+    if job is not None and not _NAME.fullmatch(job):
+        raise InputError(
+            "not a name for a job", got=repr(job), expected="letters, digits, dots, dashes and underscores"
+        )
     with output_to(as_json) as output:
         from cluster.jobs import Jobs
 
@@ -167,8 +174,10 @@ def stop(
 def last_line(log: str, *, is_over: bool) -> str | None:
     """The line that tells how far a job is: its last progress line; how it ended, its last one."""
     progress = [] if is_over else _PROGRESS.findall(log)
-    lines = progress or [line for line in log.splitlines() if line.strip()]
-    return lines[-1] if lines else None
+    # Of Ray's own, which come first, none tells anything.
+    lines = [line for line in log.splitlines() if line.strip() and not _OF_RAY.match(line)]
+    found = progress or lines
+    return found[-1] if found else None if is_over else "starting"
 
 
 def _follow(jobs: Any, job: Job) -> int:
@@ -188,24 +197,9 @@ def _follow(jobs: Any, job: Job) -> int:
 
 
 def _checked(command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
-    """A command for the cluster, with the files that go along. Raises `InputError`, or Typer's own errors.
-
-    What a command line or a recipe has wrong is found out here, not after minutes in a queue.
-    """
-    words = list(command)
-    if words and words[0] == "nafnet":
-        words = words[1:]
-    if not words or {words[0], " ".join(words[:2])} & _NOT_JOBS:
-        raise InputError("not a command for a cluster to run", got=" ".join(words[:2]), expected="as `train`")
-    for word in words:
-        if holds_credentials(word.partition("=")[2] if "=" in word.partition("://")[0] else word):
-            raise InputError(
-                "an address with a password or a key in it, which every user of the cluster could read",
-                file=public(word),
-                fix="Leave it out; nodes take credentials from their own environment or role",
-            )
-    options = options_of(words)
-    refuse_lost_output(options)
+    """A command for the cluster, and the files that go along. Raises as `checked_command`."""
+    words = list(command)[1:] if command[:1] == ["nafnet"] else list(command)
+    checked_command(words)
     files: dict[str, Path] = {}
     for index, word in enumerate(words):
         path = Path(word)
@@ -215,7 +209,6 @@ def _checked(command: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
             words[index] = sent_as
         elif path.exists() and index and not path.is_absolute():
             words[index] = str(path.absolute())
-    _check_recipe(words[0], options)
     return words, files
 
 
@@ -231,22 +224,6 @@ def _public_value(variable: str) -> str:
             fix="Set it on the nodes, or give them a role; `nafnet cluster preflight` tells who lacks it",
         )
     return value
-
-
-def _check_recipe(command: str, options: dict[str, Any]) -> None:
-    """Read a training recipe or a search here. Raises `InputError`."""
-    from pipelines.config import load_config, load_search
-
-    load = {"train": load_config, "tune": load_search}.get(command)
-    if load is not None:
-        load(
-            options["config"],
-            options.get("overrides") or (),
-            name=options.get("name"),
-            train=options.get("data") or (),
-            val=options.get("val"),
-            init=options.get("init"),
-        )
 
 
 def _as_json(job: Job, line: str | None) -> dict[str, Any]:

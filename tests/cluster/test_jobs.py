@@ -116,6 +116,10 @@ def test_a_command_runs_on_the_head_and_tells_how_it_ended(head: Head) -> None:
     assert "good" in table and "SUCCEEDED" in table and "nafnet inspect /no/such" in table
     assert "pairs from 2 images" in head.run("logs", "good")
     assert "has a job of this name" in head.run("submit", "--job", "good", "--", "inspect", "x", code=2)
+    assert "not a name for a job" in head.run("submit", "--job", "../x", "--", "inspect", "x", code=2)
+    # An address that is given wins over the environment's.
+    elsewhere = ("--address", "http://127.0.0.1:1")
+    assert "no dashboard answers there: 'http://127.0.0.1:1'" in head.run("status", *elsewhere, code=4)
 
 
 @pytest.mark.ray
@@ -176,7 +180,10 @@ def test_an_unknown_job_names_those_that_there_are(head: Head) -> None:
         (["train", "--config", "mobile", "--set", "optim.lrr=1"], "optim.lr"),
         (["train", "--config", "mobile", "--data", "s3://key:secret@bucket/x"], "'s3://bucket/x'"),
         (["prepare", "x", "--out=s3://key:secret@bucket/x"], "password or a key"),
-        (["prepare", "s3://bucket/x", "--out", "store"], "is a place on the cluster"),
+        (["prepare", "s3://bucket/x", "--out", "store"], "are places on the cluster"),
+        (["train", "--config", "mobile", "--data", "no-such-store"], "are places on the cluster"),
+        (["train", "--config", "mobile"], "no training data"),
+        (["train", "--config", "mobile", "--data", "/d", "--address", "ray://h:1"], "its own cluster"),
     ],
 )
 def test_what_could_not_run_is_not_sent(command: list[str], words: str) -> None:
@@ -213,7 +220,8 @@ def test_the_line_that_tells_how_far_a_job_is() -> None:
     log = "Running entrypoint\ntrain: 8/100 samples\ntrain: 16/100 samples 2.0/s\nnafnet: a remark\n"
     assert jobs.last_line(log, is_over=False) == "train: 16/100 samples 2.0/s"
     assert jobs.last_line(log, is_over=True) == "nafnet: a remark"
-    assert jobs.last_line("", is_over=False) is None
+    assert jobs.last_line("Running entrypoint for job x: python", is_over=False) == "starting"
+    assert jobs.last_line("", is_over=True) is None
 
 
 def _listens(port: int) -> bool:

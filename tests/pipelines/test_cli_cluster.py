@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import yaml
 
 from pipelines.cli import main
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 Run = Callable[..., tuple[int, str, str]]
 _CONFIG = {
@@ -81,7 +84,7 @@ def test_a_job_runs_on_the_cluster_with_its_state_in_the_bucket(
 def test_what_a_job_says_itself_is_left_alone(run: Run, config: Path) -> None:
     own = "checkpoint.storage=s3://other/place"
     for command, entrypoint in (
-        (("train", "--config", "mobile", "--address", "ray://h:1", "--set", own), None),
+        (("train", "--config", "mobile", "--data", "/d", "--address", "auto", "--set", own), None),
         (("inspect", "s3://bucket/stores/train"), None),
         (("prepare", "a", "--out", "/b"), "nafnet prepare a --out /b --address auto"),
     ):
@@ -101,17 +104,25 @@ def test_what_a_job_says_itself_is_left_alone(run: Run, config: Path) -> None:
         (["--job", "--", "trian"], "No such command 'trian'. Did you mean 'train'?"),
         (
             ["--job", "--", "prepare", "s3://b/x", "--out", "b"],
-            "what a job writes is a place on the cluster: 'b'",
+            "what a job reads and writes are places on the cluster: 'b'",
         ),
         (["--job", "--", "train", "--confg", "mobile"], "No such option: --confg"),
         (["--job", "--", "train"], "Missing option '--config'"),
-        (["--job", "--", "train", "--config", "mine.yaml"], "a file of this machine"),
+        (["--job", "--", "train", "--config", "recipe.yaml", "--data", "/d"], "a file of this machine"),
+        (["--job", "--", "train", "--config", "mobile", "--data", "s3://k:secret@b/x"], "a key in it"),
+        (
+            ["--job", "--", "train", "--config", "mobile", "--data", "/d", "--address", "ray://h:1"],
+            "its own cluster",
+        ),
+        (["--job", "--", "train", "--config", "mobile"], "no training data"),
+        (["--job", "--", "cluster", "up"], "not a command for a cluster to run"),
         (["--set", "gpu.gpuz=1"], "Did you mean 'gpu.gpus'"),
         (["--config", "none.yaml"], "no such file: 'none.yaml'"),
     ],
 )
 def test_a_slip_is_one_line(run: Run, tmp_path: Path, arguments: list[str], line: str) -> None:
     (tmp_path / "mine.yaml").write_text("model: {preset: mobile}")
+    shutil.copy(_ROOT / "configs" / "mobile.yaml", tmp_path / "recipe.yaml")
     code, out, err = run("manifest", *arguments)
     assert code == 2 and not out
     assert line in err.splitlines()[-1] and err.splitlines()[-1].startswith("nafnet: ")
