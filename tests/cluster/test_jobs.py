@@ -159,8 +159,13 @@ def test_a_command_from_outside_brings_its_code(head: Head) -> None:
     printed = head.run("preflight", "--address", f"ray://127.0.0.1:{head.client_port}")
     assert re.search(r"sending \d+ KiB of code", printed)
     assert "warn  nodes: 0 of 1 do work" in printed and "ok    versions of python, ray, torch" in printed
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_from_outside_without_the_token(head: Head) -> None:
+    """Ray only says that it waited for too long, half a minute."""
     refused = head.run("preflight", "--address", f"ray://127.0.0.1:{head.client_port}", token="", code=4)
-    # Ray only says that it waited for too long, half a minute.
     assert "Does it want a token" in refused.splitlines()[-1] and "Traceback" not in refused
 
 
