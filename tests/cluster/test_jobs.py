@@ -21,6 +21,7 @@ import pytest
 
 from nafnet_core import InputError
 from pipelines.cli import jobs
+from tests.pipelines.buckets import free_port
 from tests.pipelines.pairs import make_store, write_pairs
 from tests.pipelines.train.commands import RECIPE
 
@@ -66,7 +67,7 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    ports = [_free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(3)]
     folder = Path(tempfile.mkdtemp(prefix="head-"))  # short, for Ray's sockets
     environment = {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -232,9 +233,3 @@ def test_the_line_that_tells_how_far_a_job_is() -> None:
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
