@@ -373,6 +373,10 @@ class RemoteFolder:
 @lru_cache(maxsize=32)
 def _filesystem(url: str) -> tuple[pafs.FileSystem, str]:
     """File system and path of a URL: pyarrow's own where it has one, else fsspec's."""
+    if "endpoint_override=" in url and os.environ.get("AWS_ACCESS_KEY_ID"):
+        # Amazon's library asks the machine's own metadata service all the same. Where a firewall swallows that,
+        # two minutes pass before the first byte.
+        os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
     try:
         filesystem, path = pafs.FileSystem.from_uri(url)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as refusal:
