@@ -35,6 +35,7 @@ def tuned(trainable: type[Trainable], queue: TrialQueue, scheduler: TrialSchedul
     """
     from ray import tune
 
+    keep_credentials_here()
     attempts = make_folder(folder / "ray")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -59,3 +60,15 @@ def tuned(trainable: type[Trainable], queue: TrialQueue, scheduler: TrialSchedul
             verbose=0,
         ),
     ).fit()
+
+
+def keep_credentials_here() -> None:
+    """Have Ray Tune not pass Amazon's keys on to trials.
+
+    It would put them into their runtime environment, and Ray writes that into its logs and its data base
+    (2.60). Nodes have their own; on this machine workers inherit the environment anyway.
+    """
+    from ray.tune.execution import class_cache
+
+    names = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
+    names.difference_update({name for name in names if name.startswith("AWS_")})

@@ -12,6 +12,7 @@ from pipelines.train import room as room_module
 from pipelines.tune.ledger import Score, TrialLedger
 from pipelines.tune.queue import Room, TrialQueue
 from pipelines.tune.space import Space
+from pipelines.tune.tuner import keep_credentials_here
 from tests.pipelines.tune import searches
 
 
@@ -113,3 +114,15 @@ def test_a_trial_that_fits_no_node_is_told_at_once(tmp_path: Path, monkeypatch: 
         CapabilityError, match=r"no room.*1 × a worker with 0.95 CPUs.*2 × a node with 0.5 CPUs"
     ):
         Room(searches.config(tmp_path)).check()
+
+
+def test_ray_tune_passes_no_keys_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a search on several hosts, a planted one is looked for everywhere: tests/cluster/test_hosts.py."""
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    class Trial:
+        pass
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")
+    keep_credentials_here()
+    assert "planted" not in repr(vars(_ActorClassCache().get(Trial)))
