@@ -67,7 +67,14 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    ports = [free_port() for _ in range(3)]
+    with _head(has_client_server=False) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def _head(*, has_client_server: bool) -> Iterator[Head]:
+    # Without the server for `ray://`, which takes a while, and the head along if it fails.
+    ports = [free_port(), free_port(), free_port() if has_client_server else 0]
     folder = Path(tempfile.mkdtemp(prefix="head-"))  # short, for Ray's sockets
     environment = {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -89,7 +96,7 @@ def head() -> Iterator[Head]:
     address = f"http://127.0.0.1:{ports[1]}"
     environment |= {"PYTHONPATH": str(_ROOT), "RAY_API_SERVER_ADDRESS": address}
     deadline = time.monotonic() + _START_S
-    while not all(map(_listens, ports)):
+    while not all(map(_listens, filter(None, ports))):
         assert process.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
         time.sleep(0.2)
     try:
@@ -156,18 +163,16 @@ def test_without_the_token_nothing_is_told(head: Head) -> None:
 
 
 @pytest.mark.ray
-def test_a_command_from_outside_brings_its_code(head: Head) -> None:
-    printed = head.run("preflight", "--address", f"ray://127.0.0.1:{head.client_port}")
-    assert re.search(r"sending \d+ KiB of code", printed)
-    assert "warn  nodes: 0 of 1 do work" in printed and "ok    versions of python, ray, torch" in printed
-
-
-@pytest.mark.ray
 @pytest.mark.slow
-def test_from_outside_without_the_token(head: Head) -> None:
-    """Ray only says that it waited for too long, half a minute."""
-    refused = head.run("preflight", "--address", f"ray://127.0.0.1:{head.client_port}", token="", code=4)
-    assert "Does it want a token" in refused.splitlines()[-1] and "Traceback" not in refused
+def test_a_command_from_outside_brings_its_code_and_needs_the_token() -> None:
+    with _head(has_client_server=True) as head:
+        address = f"ray://127.0.0.1:{head.client_port}"
+        printed = head.run("preflight", "--address", address)
+        assert re.search(r"sending \d+ KiB of code", printed)
+        assert "warn  nodes: 0 of 1 do work" in printed and "ok    versions of python, ray, torch" in printed
+        # Ray only says that it waited for too long, half a minute.
+        refused = head.run("preflight", "--address", address, token="", code=4)
+        assert "Does it want a token" in refused.splitlines()[-1] and "Traceback" not in refused
 
 
 @pytest.mark.ray
