@@ -28,7 +28,7 @@ from tests.pipelines.pairs import make_store, write_pairs
 from tests.pipelines.train import tiny
 from tests.pipelines.train.commands import RECIPE
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 _SECRET, _PASSWORD = "planted-key-8d1f", "planted-password-77ac"
 _LONG = 9600  # samples
