@@ -374,8 +374,7 @@ class RemoteFolder:
 def _filesystem(url: str) -> tuple[pafs.FileSystem, str]:
     """File system and path of a URL: pyarrow's own where it has one, else fsspec's."""
     if "endpoint_override=" in url and os.environ.get("AWS_ACCESS_KEY_ID"):
-        # Amazon's library asks the machine's metadata service all the same. Where a firewall swallows that,
-        # two minutes pass before the first byte.
+        # Else Amazon's library asks the machine's metadata service first: two minutes behind some firewalls.
         os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
     try:
         filesystem, path = pafs.FileSystem.from_uri(url)
