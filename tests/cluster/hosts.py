@@ -127,8 +127,6 @@ class Host:
         (self.logs / "ray_current_cluster").unlink(missing_ok=True)
         process = self.start(
             *_ray("start", "--head", "--block", "--port=6379", "--num-cpus=0", "--dashboard-host=0.0.0.0"),
-            # No test comes by `ray://`, and a server for it that starts too late takes the head along.
-            "--ray-client-server-port=0",
             f"--node-ip-address={self.address}",
             *options,
             env=env,

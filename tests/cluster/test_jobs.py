@@ -67,14 +67,13 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with _head(has_client_server=False) as started:
+    with _head(waits_for_client_server=False) as started:
         yield started
 
 
 @contextlib.contextmanager
-def _head(*, has_client_server: bool) -> Iterator[Head]:
-    # Without the server for `ray://`, which takes a while, and the head along if it fails.
-    ports = [free_port(), free_port(), free_port() if has_client_server else 0]
+def _head(*, waits_for_client_server: bool) -> Iterator[Head]:
+    ports = [free_port() for _ in range(3)]
     folder = Path(tempfile.mkdtemp(prefix="head-"))  # short, for Ray's sockets
     environment = {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -96,7 +95,7 @@ def _head(*, has_client_server: bool) -> Iterator[Head]:
     address = f"http://127.0.0.1:{ports[1]}"
     environment |= {"PYTHONPATH": str(_ROOT), "RAY_API_SERVER_ADDRESS": address}
     deadline = time.monotonic() + _START_S
-    while not all(map(_listens, filter(None, ports))):
+    while not all(map(_listens, ports if waits_for_client_server else ports[:2])):
         assert process.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
         time.sleep(0.2)
     try:
@@ -165,7 +164,7 @@ def test_without_the_token_nothing_is_told(head: Head) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_command_from_outside_brings_its_code_and_needs_the_token() -> None:
-    with _head(has_client_server=True) as head:
+    with _head(waits_for_client_server=True) as head:
         address = f"ray://127.0.0.1:{head.client_port}"
         printed = head.run("preflight", "--address", address)
         assert re.search(r"sending \d+ KiB of code", printed)
