@@ -185,16 +185,18 @@ def _join(address: str) -> None:
 
 def _explained(address: str, error: Exception) -> CapabilityError:
     """What Ray says in paragraphs, as one line."""
+    import ray
+
     text = " ".join(str(error).split())
     if "ersion mismatch" in text:
         return CapabilityError(
             "this machine and the cluster must have the same versions of Python and Ray",
             file=address,
             expected=_versions(text) or text[:200],
-            got=f"Ray {_ray_version()}, Python {platform.python_version()} here",
+            got=f"Ray {ray.__version__}, Python {platform.python_version()} here",
             fix="Install the cluster's versions here, or `nafnet cluster submit` the command",
         )
-    if isinstance(error, _authentication_error()) or "uthenticat" in text:
+    if isinstance(error, ray.exceptions.AuthenticationError) or "uthenticat" in text:
         return CapabilityError(
             "the cluster wants its token",
             file=address,
@@ -213,18 +215,6 @@ def _explained(address: str, error: Exception) -> CapabilityError:
 def _versions(text: str) -> str | None:
     found = re.search(r"started with:? ?Ray: ?([\w.]+) Python: ?([\w.]+)", text)
     return f"Ray {found[1]}, Python {found[2]} there" if found else None
-
-
-def _ray_version() -> str:
-    import ray
-
-    return ray.__version__
-
-
-def _authentication_error() -> type[Exception]:
-    from ray.exceptions import AuthenticationError
-
-    return AuthenticationError
 
 
 def _is_node() -> bool:

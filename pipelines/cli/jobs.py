@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.jobs import DEFAULT_ADDRESS, Jobs
 from nafnet_core.errors import InputError
 from pipelines import console
 from pipelines.cli.parsing import checked_command
@@ -29,7 +30,6 @@ DashboardOption = Annotated[
     ),
 ]
 _TRACKING = "MLFLOW_TRACKING_URI"  # goes along: a job's records belong where those from here are
-_HERE = "http://127.0.0.1:8265"
 JobArgument = Annotated[str | None, typer.Argument(metavar="JOB", help="Its name. [default: the newest]")]
 # Of our plain progress lines, `train: 1744/2400 samples …`.
 _PROGRESS = re.compile(r"^\w[\w ]*: \d+/\d+\b.*$", re.MULTILINE)
@@ -67,7 +67,7 @@ def submit(
     follow: Annotated[
         bool, typer.Option("--follow", help="Show what it prints; Ctrl-C leaves it running.")
     ] = False,
-    address: DashboardOption = _HERE,
+    address: DashboardOption = DEFAULT_ADDRESS,
     as_json: JsonOption = False,
 ) -> None:
     """Have the cluster run a command; it goes on when this terminal is closed.
@@ -87,8 +87,6 @@ def submit(
             "not a name for a job", got=repr(job), expected="letters, digits, dots, dashes and underscores"
         )
     with output_to(as_json) as output:
-        from cluster.jobs import Jobs
-
         name = job or f"{arguments[0]}-{datetime.now():%m%d-%H%M%S}"
         jobs = Jobs(address)
         sent = jobs.submit(arguments, name=name, files=files, workspace=workspace, environment=environment)
@@ -106,11 +104,11 @@ def submit(
 
 
 @app.command("status", epilog="Example: nafnet cluster status")
-def status(job: JobArgument = None, address: DashboardOption = _HERE, as_json: JsonOption = False) -> None:
+def status(
+    job: JobArgument = None, address: DashboardOption = DEFAULT_ADDRESS, as_json: JsonOption = False
+) -> None:
     """Show the cluster's jobs, or how far one is."""
     with output_to(as_json) as output:
-        from cluster.jobs import Jobs
-
         jobs = Jobs(address)
         shown = jobs.all() if job is None else [jobs.find(job)]
         # Of those that are over their status says enough, unless one is asked for.
@@ -135,11 +133,9 @@ def status(job: JobArgument = None, address: DashboardOption = _HERE, as_json: J
 def logs(
     job: JobArgument = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until its end.")] = False,
-    address: DashboardOption = _HERE,
+    address: DashboardOption = DEFAULT_ADDRESS,
 ) -> None:
     """Print what a job has printed. With --follow, end with 1 where it fails."""
-    from cluster.jobs import Jobs
-
     jobs = Jobs(address)
     found = jobs.find(job)
     if follow:
@@ -151,11 +147,9 @@ def logs(
 def stop(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Its name.")],
     wait: Annotated[bool, typer.Option("--wait", help="Return only when it has ended.")] = False,
-    address: DashboardOption = _HERE,
+    address: DashboardOption = DEFAULT_ADDRESS,
 ) -> None:
     """Have a job save its state and end; the same command then goes on from there."""
-    from cluster.jobs import Jobs
-
     jobs = Jobs(address)
     found = jobs.find(job)
     if found.is_over:
@@ -180,7 +174,7 @@ def last_line(log: str, *, is_over: bool) -> str | None:
     return found[-1] if found else None if is_over else "starting"
 
 
-def _follow(jobs: Any, job: Job) -> int:
+def _follow(jobs: Jobs, job: Job) -> int:
     """Print what a job prints until it ends; the exit code that tells how."""
     try:
         for piece in jobs.follow(job):

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from nafnet_core import CapabilityError, StoppedError
 from pipelines.config.sections import ScalingSection
+from pipelines.console import TOLD
 
 log = logging.getLogger(__name__)
 
 _SAY_EVERY_S, _LOOK_EVERY_S = 30.0, 1.0
-_TOLD = {"told": True}
 
 
 def cpus_a_worker(scaling: ScalingSection) -> float:
@@ -85,7 +85,7 @@ def wait_for_room(
     finally:
         remove_placement_group(group)
     if said != began:
-        log.info("there is room for all workers now", extra=_TOLD)
+        log.info("there is room for all workers now", extra=TOLD)
 
 
 def no_room(scaling: ScalingSection) -> CapabilityError:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import sys
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from cluster.connect import connect
+from pipelines.cli import main
 from pipelines.config import DataSection, StoreSection
 from pipelines.ingest import plan_for
 from pipelines.plan import SamplePlan
@@ -17,6 +19,8 @@ from pipelines.sources import FolderPairs
 from pipelines.store import PairStore
 from tests.pipelines.buckets import Server, s3_server
 from tests.pipelines.pairs import make_store, write_pairs
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -110,3 +114,22 @@ def ray_session(data_context: None) -> Iterator[None]:
     """A local Ray instance for all tests of this folder that ask for one: starting it takes seconds."""
     with connect():
         yield
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Call `nafnet` in this process; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NAFNET_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nafnet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        captured = capsys.readouterr()
+        code = exit_info.value.code
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+    return call

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,30 +11,10 @@ from PIL import Image
 from skimage import data
 
 from nafnet_core import NAFNet, NAFNetConfig, randomize_residual_scales, save_model, save_official
-from pipelines.cli import main
 from tests.nafnet_core.networks import SMALL, lively_network
+from tests.pipelines.conftest import Run
 
-Run = Callable[..., tuple[int, str, str]]
 _TINY = NAFNetConfig(width=4, enc_blk_nums=(1,), middle_blk_num=1, dec_blk_nums=(1,))
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Call `nafnet` in this process; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NAFNET_WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nafnet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        captured = capsys.readouterr()
-        code = exit_info.value.code
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -6,17 +6,16 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipelines.cli import main
+from tests.pipelines.conftest import Run
 
 _ROOT = Path(__file__).resolve().parents[2]
 
-Run = Callable[..., tuple[int, str, str]]
 _CONFIG = {
     "image": "registry/nafnet:1",
     "storage": {"url": "s3://bucket/nafnet"},
@@ -25,20 +24,9 @@ _CONFIG = {
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Call `nafnet cluster` in this process; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nafnet", "cluster", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        captured = capsys.readouterr()
-        code = exit_info.value.code
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
-
-    return call
+def run(run: Run) -> Run:
+    """Call `nafnet cluster` in this process."""
+    return partial(run, "cluster")
 
 
 @pytest.fixture
