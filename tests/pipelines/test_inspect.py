@@ -26,9 +26,9 @@ from pipelines.sources import FolderPairs
 from pipelines.store import PairStore
 from pipelines.workspace import Workspace
 from tests.nafnet_core.networks import lively_network
+from tests.pipelines.conftest import Run
 from tests.pipelines.conftest import run as nafnet  # noqa: F401 - a fixture
 from tests.pipelines.pairs import blurred, make_store, piece, write_pairs
-from tests.pipelines.test_cli import Run
 
 _TINY = NAFNetConfig(width=4, enc_blk_nums=(1,), middle_blk_num=1, dec_blk_nums=(1,))
 
