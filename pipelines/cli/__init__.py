@@ -19,14 +19,15 @@ from pipelines import console
 from pipelines.cli import (
     cluster,
     data,
+    evaluating,
     inspecting,
     jobs,
     preflight,
     registry,
+    restoring,
     synth,
     training,
     tuning,
-    using,
 )
 
 app = typer.Typer(
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (training, tuning, synth, data, inspecting, using):
+for part in (training, tuning, synth, data, inspecting, evaluating, restoring):
     app.registered_commands += part.app.registered_commands
 app.add_typer(registry.app, name="registry")
 for part in (preflight, jobs):
