@@ -1,4 +1,4 @@
-"""Restore an image of any size: whole where it fits, else in overlapping tiles, blended.
+"""Restore images of any size: whole where they fit, else in overlapping tiles, blended.
 
     restored = restore_image(model, rgb_hwc_u8, train_patch_px=256)
 
@@ -8,10 +8,9 @@ Source and result stay in host memory; one batch of tiles at a time goes to the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
-from operator import itemgetter
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nafnet_core.artefacts import is_broken
+from nafnet_core.canvas import Canvas, Tile
 from nafnet_core.local_stats import local_statistics
 from nafnet_core.memory import free_memory_mib
 from nafnet_core.model import NAFNet
@@ -34,29 +35,58 @@ MIN_TILE_PX = 192  # The smallest multiple of 64 of which `MIN_OVERLAP_PX` is be
 # Floats alive at once a pixel at full resolution, in units of `width`: on the CPU in strips (4.3 at most,
 # read off allocations at several sizes and windows), elsewhere with every map of a block whole.
 _LIVE_MAPS_IN_STRIPS, _LIVE_MAPS_WHOLE = 5, 22
-_QUANTIZED_ROWS = 64  # at a time, so that a wide photo's floats are not there three times
 _MEMORY_SHARE = 0.5  # of what is free: other processes want some too, and an overrun is the end of this one
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tile:
-    """A rectangle of the image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+Image = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Tiling:
-    """How an image is cut and run, whatever the side of the tiles."""
+class TileOptions:
+    """How images are cut and run. Raises `ValueError` where that cannot be."""
 
-    overlap_px: int | None
-    batch: int
     train_patch_px: int | None
-    autocast: bool
-    on_tile: Callable[[int, int], None]
+    """Patch side in training, which sets the window of local statistics; None turns them off, and then tiles
+    and whole image differ."""
+    tile_px: int | Literal["auto"] | None = "auto"
+    """Largest side of a tile; None runs whole images, `auto` whatever fits into half of the free memory, up
+    to 1024 px."""
+    overlap_px: int | None = None
+    """How far neighbouring tiles overlap; None takes `default_overlap_px`."""
+    tile_batch: int = 1
+    """Tiles in one forward pass, where neighbours, of one image or of the next, are of one size; more than one
+    is for GPUs. With another batch the result may differ by one level."""
+    autocast: bool = False
+    """Run in bf16."""
+    ensemble: bool = False
+    """Average over the eight flips and quarter turns, for eight times the time ("self-ensemble", Timofte et
+    al., CVPR 2016, section 3.5)."""
+    guard: bool = False
+    """Look for tiles that the network broke (`artefacts.is_broken`): they are run again without local
+    statistics, and keep the input where that is broken too."""
+
+    def __post_init__(self) -> None:
+        if self.tile_batch < 1:
+            raise ValueError(f"tile_batch must be at least 1, got {self.tile_batch}")
+        if self.train_patch_px is not None and self.train_patch_px < 1:
+            raise ValueError(
+                f"train_patch_px must be at least 1, or None for no statistics: got {self.train_patch_px}"
+            )
+        if self.tile_px not in ("auto", None) and self.tile_px < 1:
+            raise ValueError(f"tile_px must be at least 1, got {self.tile_px}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TiledImage:
+    """A restored image, and how it came about."""
+
+    restored: Image
+    num_tiles: int
+    tile_px: int | None
+    """Largest side of a tile; None where the image was run whole."""
+    num_redone: int
+    """Tiles that were broken, and sound without local statistics."""
+    num_kept: int
+    """Tiles where the input was kept."""
 
 
 def tile_px_for(model: NAFNet, memory_mib: float) -> int:
@@ -76,85 +106,6 @@ def auto_tile_px(model: NAFNet, tile_batch: int = 1) -> int:
     return tile_px_for(model, free_mib * _MEMORY_SHARE / tile_batch)
 
 
-@torch.inference_mode()
-def restore_image(
-    model: NAFNet,
-    lq_hwc: NDArray[np.uint8] | NDArray[np.uint16],
-    *,
-    train_patch_px: int | None,
-    tile_px: int | Literal["auto"] | None = "auto",
-    overlap_px: int | None = None,
-    tile_batch: int = 1,
-    autocast: bool = False,
-    on_tile: Callable[[int, int], None] = lambda done, total: None,
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Restore one image.
-
-    Source and result stay in host memory. Where a GPU runs out of memory, the image is done again with half
-    the batch, then with tiles of half the side.
-
-    Args:
-        model: the network, in eval mode, on any device.
-        lq_hwc: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, uint8 or uint16, full range. Alpha is passed
-            through; gray is restored as RGB and averaged.
-        train_patch_px: patch side in training, which sets the window of local statistics; None turns them
-            off, and then tiles and whole image differ.
-        tile_px: largest side of a tile; None runs the whole image at once, `auto` whatever fits into half of
-            the free memory, up to 1024 px.
-        overlap_px: how far neighbouring tiles overlap, blended by a linear ramp; None takes
-            `default_overlap_px`.
-        tile_batch: tiles in one forward pass, where neighbours in a row are of one size; more than one is for
-            GPUs. With another batch the result may differ by one level.
-        autocast: run in bf16.
-        on_tile: called after each batch with the tiles done and all tiles; not where the image is run whole.
-
-    Returns:
-        The input's shape and dtype.
-
-    Raises:
-        ValueError: another shape or dtype, a patch, tile or batch below 1, an overlap that is not smaller
-            than half a tile, or a tile that is too small for the network.
-    """
-    channels = model.config.img_channel
-    if lq_hwc.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"expected uint8 or uint16, got {lq_hwc.dtype}")
-    is_gray = lq_hwc.ndim == 2
-    image: NDArray[Any] = np.repeat(lq_hwc[..., None], channels, axis=2) if is_gray else lq_hwc
-    has_alpha = image.ndim == 3 and channels == 3 and image.shape[2] == 4
-    image = image[..., :3] if has_alpha else image
-    if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
-        raise ValueError(f"expected (H, W, {channels}) or (H, W), none of them 0, got {lq_hwc.shape}")
-    if tile_batch < 1:
-        raise ValueError(f"tile_batch must be at least 1, got {tile_batch}")
-    if train_patch_px is not None and train_patch_px < 1:
-        raise ValueError(
-            f"train_patch_px must be at least 1, or None for no statistics: got {train_patch_px}"
-        )
-    if tile_px not in ("auto", None) and tile_px < 1:
-        raise ValueError(f"tile_px must be at least 1, got {tile_px}")
-    if tile_px == "auto":
-        tile_px = auto_tile_px(model, tile_batch)
-    how = _Tiling(
-        overlap_px=overlap_px,
-        batch=tile_batch,
-        train_patch_px=train_patch_px,
-        autocast=autocast,
-        on_tile=on_tile,
-    )
-    with local_statistics(model, train_patch_px):
-        restored: NDArray[Any] = _halving(
-            lambda side, batch: _restore(model, image, side, replace(how, batch=batch)),
-            tile_px,
-            tile_batch,
-            max(image.shape[:2]),
-        )
-    if is_gray:
-        return restored.mean(axis=2).round().astype(lq_hwc.dtype)
-    if has_alpha:
-        restored = np.concatenate([restored, lq_hwc[..., 3:]], axis=2)
-    return restored
-
-
 def default_overlap_px(train_patch_px: int | None, tile_px: int) -> int:
     """Overlap of tiles that leaves no seam to see: half a training patch, at least 64 px.
 
@@ -165,121 +116,234 @@ def default_overlap_px(train_patch_px: int | None, tile_px: int) -> int:
     return min(max(MIN_OVERLAP_PX, (train_patch_px or 0) // 2), tile_px // 3)
 
 
-def _halving(
-    run: Callable[[int | None, int], NDArray[Any]], tile_px: int | None, batch: int, longest_px: int
-) -> NDArray[Any]:
-    """`run(tile_px, batch)`; where the GPU's memory is too small for it, with fewer, then smaller tiles."""
-    while True:
-        try:
-            return run(tile_px, batch)
-        except torch.OutOfMemoryError:
-            side = min(tile_px or longest_px, longest_px)
-            if batch > 1:
-                batch //= 2
-            elif side > MIN_TILE_PX:
-                tile_px = max(MIN_TILE_PX, side // 2 // 64 * 64)
-            else:
-                raise
-            log.warning("out of GPU memory: going on with %d tiles of %s px", batch, tile_px or longest_px)
-        torch.cuda.empty_cache()
+def restore_image(
+    model: NAFNet,
+    lq_hwc: Image,
+    *,
+    train_patch_px: int | None,
+    tile_px: int | Literal["auto"] | None = "auto",
+    overlap_px: int | None = None,
+    tile_batch: int = 1,
+    autocast: bool = False,
+    on_tile: Callable[[int, int], None] = lambda done, total: None,
+) -> Image:
+    """Restore one image; see `restore_images` and `TileOptions`.
+
+    Args:
+        model: the network, in eval mode, on any device.
+        lq_hwc: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, uint8 or uint16, full range.
+        train_patch_px, tile_px, overlap_px, tile_batch, autocast: as in `TileOptions`.
+        on_tile: called after each batch with the tiles done and all tiles; not where the image is run whole.
+
+    Returns:
+        The input's shape and dtype.
+
+    Raises:
+        ValueError: as `restore_images` and `TileOptions`.
+    """
+    options = TileOptions(
+        train_patch_px=train_patch_px,
+        tile_px=tile_px,
+        overlap_px=overlap_px,
+        tile_batch=tile_batch,
+        autocast=autocast,
+    )
+    (result,) = restore_images(model, [lq_hwc], options, on_tile=on_tile)
+    return result.restored
 
 
-def _restore(model: NAFNet, image: NDArray[Any], tile_px: int | None, how: _Tiling) -> NDArray[Any]:
-    if tile_px is None or max(image.shape[:2]) <= tile_px:
-        return _quantized(_run(model, np.stack([image]), how.autocast)[0], image.dtype)
-    overlap_px = how.overlap_px
-    if overlap_px is None:
-        overlap_px = default_overlap_px(how.train_patch_px, tile_px)
-    if not 0 <= 2 * overlap_px < tile_px:
-        raise ValueError(f"overlap {overlap_px} px must be below half of the tile, {tile_px} px")
-    if tile_px - overlap_px < model.config.stride_px:
-        raise ValueError(
-            f"tile {tile_px} px must exceed the overlap, {overlap_px} px, "
-            f"by the network's stride, {model.config.stride_px} px"
+@torch.inference_mode()
+def restore_images(
+    model: NAFNet,
+    images: Iterable[Image],
+    options: TileOptions,
+    *,
+    on_tile: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[TiledImage]:
+    """Restore one image after the other, with equal tiles of neighbours in one batch.
+
+    Where a GPU runs out of memory, batches are halved, then the sides of tiles, for the rest of the images
+    as well.
+
+    Args:
+        model: the network, in eval mode, on any device; not to be used elsewhere meanwhile.
+        images: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, uint8 or uint16, full range. Alpha is passed
+            through; gray is restored as RGB and averaged. Each is asked for when the tiles before it have
+            been run or fill no batch.
+        options: how.
+        on_tile: called after each batch with the tiles done of an image and all of its tiles; not where it is
+            run whole.
+
+    Yields:
+        As many results, in order, of the inputs' shapes and dtypes.
+
+    Raises:
+        ValueError: another shape or dtype, an overlap that is not smaller than half a tile, or a tile that is
+            too small for the network.
+    """
+    runner = _Runner(model, options, on_tile)
+    waiting: deque[_Work] = deque()
+    with local_statistics(model, options.train_patch_px):
+        for image in images:
+            work = runner.begin(image)
+            waiting.append(work)
+            runner.add(work)
+            while waiting and waiting[0].canvas.is_whole:
+                yield waiting.popleft().result()
+        runner.flush()
+        yield from (work.result() for work in waiting)
+
+
+class _Work:
+    """One image on its way."""
+
+    def __init__(self, image: Image, channels: int) -> None:
+        if image.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"expected uint8 or uint16, got {image.dtype}")
+        self.source, self.is_gray = image, image.ndim == 2
+        rgb: NDArray[Any] = np.repeat(image[..., None], channels, axis=2) if self.is_gray else image
+        self.has_alpha = rgb.ndim == 3 and channels == 3 and rgb.shape[2] == 4
+        self.rgb = rgb[..., :3] if self.has_alpha else rgb
+        if self.rgb.ndim != 3 or self.rgb.shape[2] != channels or 0 in self.rgb.shape:
+            raise ValueError(f"expected (H, W, {channels}) or (H, W), none of them 0, got {image.shape}")
+        self.canvas: Canvas
+        self.num_done = self.num_redone = self.num_kept = 0
+
+    def cut(self, tile_px: int | None, options: TileOptions, stride_px: int) -> None:
+        """Begin, or begin anew, in tiles of this side."""
+        self.num_done = self.num_redone = self.num_kept = 0
+        if tile_px is None or max(self.rgb.shape[:2]) <= tile_px:
+            self.canvas = Canvas(self.rgb, tile_px=None, overlap_px=0)
+            return
+        overlap_px = options.overlap_px
+        if overlap_px is None:
+            overlap_px = default_overlap_px(options.train_patch_px, tile_px)
+        if not 0 <= 2 * overlap_px < tile_px:
+            raise ValueError(f"overlap {overlap_px} px must be below half of the tile, {tile_px} px")
+        if tile_px - overlap_px < stride_px:
+            raise ValueError(
+                f"tile {tile_px} px must exceed the overlap, {overlap_px} px, "
+                f"by the network's stride, {stride_px} px"
+            )
+        self.canvas = Canvas(self.rgb, tile_px=tile_px, overlap_px=overlap_px, stride_px=stride_px)
+
+    def result(self) -> TiledImage:
+        restored: NDArray[Any] = self.canvas.restored
+        if self.is_gray:
+            restored = restored.mean(axis=2).round().astype(restored.dtype)
+        if self.has_alpha:
+            restored = np.concatenate([restored, self.source[..., 3:]], axis=2)
+        tiles = self.canvas.tiles
+        return TiledImage(
+            restored=restored,
+            num_tiles=len(tiles),
+            tile_px=max(max(tile.height, tile.width) for tile in tiles) if len(tiles) > 1 else None,
+            num_redone=self.num_redone,
+            num_kept=self.num_kept,
         )
-    return _run_tiled(model, image, tile_px, overlap_px, how)
 
 
-def tiles(height: int, width: int, tile_px: int, overlap_px: int, align_px: int = 1) -> Iterator[Tile]:
-    """Cover (height, width) with tiles, row by row, overlapping by at least `overlap_px`.
+class _Runner:
+    """Tiles in, a batch of equal ones at a time through the network, and back to their images."""
 
-    Tiles are as equal as can be, of up to `tile_px` a side, and start at multiples of `align_px`, which must
-    not exceed `tile_px - overlap_px`.
-    """
-    for top, tile_height in _spans(height, tile_px, overlap_px, align_px):
-        for left, tile_width in _spans(width, tile_px, overlap_px, align_px):
-            yield Tile(top=top, left=left, height=tile_height, width=tile_width)
+    def __init__(self, model: NAFNet, options: TileOptions, on_tile: Callable[[int, int], None]) -> None:
+        self._model, self._options, self._on_tile = model, options, on_tile
+        self._tile_px, self._batch_size = options.tile_px, options.tile_batch
+        if self._tile_px == "auto":
+            self._tile_px = auto_tile_px(model, options.tile_batch)
+        self._batch: list[tuple[_Work, Tile]] = []
+
+    def begin(self, image: Image) -> _Work:
+        config = self._model.config
+        work = _Work(image, config.img_channel)
+        assert self._tile_px != "auto"
+        work.cut(self._tile_px, self._options, config.stride_px)
+        return work
+
+    def add(self, work: _Work) -> None:
+        """Run all tiles of an image but those that wait for a fuller batch."""
+        canvas = work.canvas
+        for tile in canvas.tiles:
+            if self._batch and not _alike(self._batch[0], (work, tile)):
+                self.flush()
+            if work.canvas is not canvas:  # it did not fit, and was done in smaller tiles meanwhile
+                return
+            self._batch.append((work, tile))
+            if len(self._batch) >= self._batch_size:
+                self.flush()
+            if work.canvas is not canvas:
+                return
+
+    def flush(self) -> None:
+        batch, self._batch = self._batch, []
+        while batch:
+            part, batch = batch[: self._batch_size], batch[self._batch_size :]
+            try:
+                self._run(part)
+            except torch.OutOfMemoryError:
+                batch = part + batch
+                if len(part) > 1:
+                    self._batch_size = len(part) // 2
+                    log.warning("out of GPU memory: going on with %d tiles at a time", self._batch_size)
+                else:
+                    work = part[0][0]
+                    batch = [(other, tile) for other, tile in batch if other is not work]
+                    self._shrink(work)
+                torch.cuda.empty_cache()
+
+    def _shrink(self, work: _Work) -> None:
+        """Do an image again, of which a single tile is too large."""
+        assert self._tile_px != "auto"
+        longest = max(work.rgb.shape[:2])
+        side = min(self._tile_px or longest, longest)
+        if side <= MIN_TILE_PX:
+            raise  # noqa: PLE0704
+        self._tile_px = max(MIN_TILE_PX, side // 2 // 64 * 64)
+        log.warning("out of GPU memory: going on with tiles of %d px", self._tile_px)
+        work.cut(self._tile_px, self._options, self._model.config.stride_px)
+        kept, self._batch = self._batch, []
+        self.add(work)
+        self.flush()
+        self._batch = kept
+
+    def _run(self, batch: list[tuple[_Work, Tile]]) -> None:
+        images = np.stack([work.canvas.piece(tile) for work, tile in batch])
+        pieces = _run(self._model, images, self._options)
+        redone, kept = self._mend(images, pieces) if self._options.guard else ([], [])
+        for index, (work, tile) in enumerate(batch):
+            work.canvas.put(tile, pieces[index])
+            work.num_done += 1
+            work.num_redone += index in redone
+            work.num_kept += index in kept
+        work = batch[-1][0]
+        if len(work.canvas.tiles) > 1:
+            self._on_tile(work.num_done, len(work.canvas.tiles))
+
+    def _mend(self, images: NDArray[Any], pieces: Tensor) -> tuple[list[int], list[int]]:
+        """Put something sound in the place of broken pieces; which were run again, and which kept as they were."""
+        lq = torch.from_numpy(images.astype(np.float32)) / float(np.iinfo(images.dtype).max)
+        broken = is_broken(lq, pieces).nonzero().flatten().tolist()
+        redone: list[int] = []
+        if broken and self._options.train_patch_px is not None:
+            with local_statistics(self._model, None):
+                for index in broken:
+                    again = _run(self._model, images[index : index + 1], self._options)
+                    if not is_broken(lq[index : index + 1], again).item():
+                        pieces[index] = again[0]
+                        redone.append(index)
+        kept = [index for index in broken if index not in redone]
+        for index in kept:
+            pieces[index] = lq[index]
+        return redone, kept
 
 
-def _spans(length: int, tile_px: int, overlap_px: int, align_px: int) -> list[tuple[int, int]]:
-    """Start and length of as few tiles as cover an axis, so that no more of it is run twice than need be.
-
-    All but the last are equal, to be run in batches; that one ends with the axis, and is hardly shorter.
-    """
-    if length <= tile_px:
-        return [(0, length)]
-    number = -(-(length - overlap_px) // (tile_px - overlap_px - align_px + 1))
-    starts = sorted({i * (length - overlap_px) // number // align_px * align_px for i in range(number)})
-    longest = max(after - start for start, after in pairwise([*starts, length - overlap_px])) + overlap_px
-    return [(start, min(longest, length - start)) for start in starts]
+def _alike(first: tuple[_Work, Tile], second: tuple[_Work, Tile]) -> bool:
+    (work, tile), (other_work, other) = first, second
+    same_size = (tile.height, tile.width) == (other.height, other.width)
+    return same_size and work.rgb.dtype == other_work.rgb.dtype
 
 
-def _run_tiled(
-    model: NAFNet, image: NDArray[Any], tile_px: int, overlap_px: int, how: _Tiling
-) -> NDArray[Any]:
-    # One band of tiles is blended at a time, so that the float sums never cover the whole photo.
-    height, width = image.shape[:2]
-    restored = np.empty_like(image)
-    # The network downsamples on a grid: a tile off the whole image's grid gives other pixels, not just seams.
-    rows = _spans(height, tile_px, overlap_px, model.config.stride_px)
-    cols = _spans(width, tile_px, overlap_px, model.config.stride_px)
-    tallest = max(tile_height for _, tile_height in rows)
-    total = torch.zeros(tallest, width, image.shape[2])
-    weight = torch.zeros(tallest, width, 1)
-    num_done = 0
-    for index, (top, tile_height) in enumerate(rows):
-        band = image[top : top + tile_height]
-        ramp_down = _ramp(tile_height, top, height, overlap_px)[:, None, None]
-        for lefts, tile_width in _batches(cols, how.batch):
-            batch = np.stack([band[:, left : left + tile_width] for left in lefts])
-            for left, piece in zip(lefts, _run(model, batch, how.autocast), strict=True):
-                ramp = ramp_down * _ramp(tile_width, left, width, overlap_px)[None, :, None]
-                total[:tile_height, left : left + tile_width] += piece * ramp
-                weight[:tile_height, left : left + tile_width] += ramp
-            num_done += len(lefts)
-            how.on_tile(num_done, len(rows) * len(cols))
-        done = (rows[index + 1][0] if index + 1 < len(rows) else height) - top
-        total[:done] /= weight[:done]
-        for row in range(0, done, _QUANTIZED_ROWS):
-            part = slice(row, min(row + _QUANTIZED_ROWS, done))
-            restored[top + part.start : top + part.stop] = _quantized(total[part], image.dtype)
-        for sums in (total, weight):
-            kept = sums[done:].clone()
-            sums.zero_()
-            sums[: len(kept)] = kept
-    return restored
-
-
-def _batches(spans: list[tuple[int, int]], size: int) -> Iterator[tuple[list[int], int]]:
-    """Starts of up to `size` consecutive spans of one length, and that length."""
-    for length, same in groupby(spans, key=itemgetter(1)):
-        starts = [start for start, _ in same]
-        for first in range(0, len(starts), size):
-            yield starts[first : first + size], length
-
-
-def _ramp(length: int, start: int, total: int, overlap_px: int) -> Tensor:
-    """Blend weights along one axis of a tile: rising from an inner edge, flat at the image's own edge."""
-    position = torch.arange(length, dtype=torch.float32) + 0.5
-    ramp = torch.ones(length)
-    if start > 0 and overlap_px:
-        ramp = torch.minimum(ramp, position / overlap_px)
-    if start + length < total and overlap_px:
-        ramp = torch.minimum(ramp, (length - position) / overlap_px)
-    return ramp
-
-
-def _run(model: NAFNet, images: NDArray[Any], autocast: bool) -> Tensor:
+def _run(model: NAFNet, images: NDArray[Any], options: TileOptions) -> Tensor:
     """Run the network: (N, H, W, C) uint8 or uint16, full range → (N, H, W, C) fp32 on the CPU, about 0…1."""
     device = next(model.parameters()).device
     # torch has few kernels for uint16.
@@ -293,11 +357,24 @@ def _run(model: NAFNet, images: NDArray[Any], autocast: bool) -> Tensor:
     bottom, right = -height % stride, -width % stride
     mode = "reflect" if bottom < height and right < width else "replicate"
     padded = F.pad(lq_nchw, (0, right, 0, bottom), mode=mode)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-        # Strips pay where maps outgrow the caches: not on a GPU, whose memory is as fast for all of them.
-        restored = forward_in_strips(model, padded) if device.type == "cpu" else model(padded)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.autocast):
+        restored = _ensemble(model, padded) if options.ensemble else _forward(model, padded)
     return restored[..., :height, :width].permute(0, 2, 3, 1).float().cpu()
 
 
-def _quantized(image: Tensor, dtype: np.dtype) -> NDArray:
-    return image.clamp(0, 1).mul(float(np.iinfo(dtype).max)).round().numpy().astype(dtype)
+def _forward(model: NAFNet, lq: Tensor) -> Tensor:
+    # Strips pay where maps outgrow the caches: not on a GPU, whose memory is as fast for all of them.
+    return forward_in_strips(model, lq) if lq.device.type == "cpu" else model(lq)
+
+
+def _ensemble(model: NAFNet, lq: Tensor) -> Tensor:
+    """Mean over the eight symmetries of the square, each undone after the network."""
+    total = torch.zeros_like(lq)
+    for turns in range(4):
+        for is_flipped in (False, True):
+            turned = lq.rot90(turns, (2, 3))
+            turned = turned.flip(3) if is_flipped else turned
+            restored = _forward(model, turned).float()
+            restored = restored.flip(3) if is_flipped else restored
+            total += restored.rot90(-turns, (2, 3))
+    return total / 8
