@@ -183,16 +183,13 @@ def local_statistics(model: nn.Module, train_patch_px: int | None) -> Iterator[N
 
     Args:
         model: a NAFNet.
-        train_patch_px: side of the patches that it was trained on; None leaves TLC off.
+        train_patch_px: side of the patches that it was trained on; None turns TLC off.
     """
-    if train_patch_px is None:
-        yield
-        return
     pools = list(_pools_with_stride(model))
     windows_before = [pool.window_px for pool, _ in pools]
     try:
         for pool, stride in pools:
-            pool.window_px = max(1, int(train_patch_px * WINDOW_PER_PATCH) // stride)
+            pool.window_px = train_patch_px and max(1, int(train_patch_px * WINDOW_PER_PATCH) // stride)
         yield
     finally:
         for (pool, _), window_px in zip(pools, windows_before, strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from nafnet_core.canvas import Canvas, Tile
 from nafnet_core.local_stats import local_statistics
 from nafnet_core.memory import free_memory_mib
 from nafnet_core.model import NAFNet
-from nafnet_core.strips import forward_in_strips
+from nafnet_core.strips import convolutions_in_bf16, forward_in_strips
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ class TileOptions:
     overlap_px: int | None = None
     """How far neighbouring tiles overlap; None takes `default_overlap_px`."""
     tile_batch: int = 1
-    """Tiles in one forward pass, where neighbours, of one image or of the next, are of one size; more than one
-    is for GPUs. With another batch the result may differ by one level."""
+    """Tiles in one forward pass, where neighbours, of one image or of the next, are of one size. More than
+    one is for GPUs. With another batch the result may differ by one level."""
     autocast: bool = False
     """Run in bf16."""
     ensemble: bool = False
@@ -181,6 +181,9 @@ def restore_images(
         ValueError: another shape or dtype, an overlap that is not smaller than half a tile, or a tile that is
             too small for the network.
     """
+    if options.autocast and next(model.parameters()).device.type == "cpu":
+        model = convolutions_in_bf16(model)
+        options = replace(options, autocast=False)
     runner = _Runner(model, options, on_tile)
     waiting: deque[_Work] = deque()
     with local_statistics(model, options.train_patch_px):
@@ -248,15 +251,14 @@ class _Runner:
 
     def __init__(self, model: NAFNet, options: TileOptions, on_tile: Callable[[int, int], None]) -> None:
         self._model, self._options, self._on_tile = model, options, on_tile
-        self._tile_px, self._batch_size = options.tile_px, options.tile_batch
-        if self._tile_px == "auto":
-            self._tile_px = auto_tile_px(model, options.tile_batch)
+        side = options.tile_px
+        self._tile_px = auto_tile_px(model, options.tile_batch) if side == "auto" else side
+        self._batch_size = options.tile_batch
         self._batch: list[tuple[_Work, Tile]] = []
 
     def begin(self, image: Image) -> _Work:
         config = self._model.config
         work = _Work(image, config.img_channel)
-        assert self._tile_px != "auto"
         work.cut(self._tile_px, self._options, config.stride_px)
         return work
 
@@ -266,45 +268,34 @@ class _Runner:
         for tile in canvas.tiles:
             if self._batch and not _alike(self._batch[0], (work, tile)):
                 self.flush()
-            if work.canvas is not canvas:  # it did not fit, and was done in smaller tiles meanwhile
-                return
-            self._batch.append((work, tile))
+            if work.canvas is canvas:  # else it did not fit, and was done in smaller tiles meanwhile
+                self._batch.append((work, tile))
             if len(self._batch) >= self._batch_size:
                 self.flush()
-            if work.canvas is not canvas:
-                return
 
     def flush(self) -> None:
+        """Run the tiles that wait."""
         batch, self._batch = self._batch, []
         while batch:
-            part, batch = batch[: self._batch_size], batch[self._batch_size :]
+            part = batch[: self._batch_size]
+            work, longest = part[0][0], max(part[0][0].rgb.shape[:2])
+            side = longest if self._tile_px is None else min(self._tile_px, longest)
             try:
                 self._run(part)
+                batch = batch[len(part) :]
+                continue
             except torch.OutOfMemoryError:
-                batch = part + batch
-                if len(part) > 1:
-                    self._batch_size = len(part) // 2
-                    log.warning("out of GPU memory: going on with %d tiles at a time", self._batch_size)
-                else:
-                    work = part[0][0]
-                    batch = [(other, tile) for other, tile in batch if other is not work]
-                    self._shrink(work)
-                torch.cuda.empty_cache()
-
-    def _shrink(self, work: _Work) -> None:
-        """Do an image again, of which a single tile is too large."""
-        assert self._tile_px != "auto"
-        longest = max(work.rgb.shape[:2])
-        side = min(self._tile_px or longest, longest)
-        if side <= MIN_TILE_PX:
-            raise  # noqa: PLE0704
-        self._tile_px = max(MIN_TILE_PX, side // 2 // 64 * 64)
-        log.warning("out of GPU memory: going on with tiles of %d px", self._tile_px)
-        work.cut(self._tile_px, self._options, self._model.config.stride_px)
-        kept, self._batch = self._batch, []
-        self.add(work)
-        self.flush()
-        self._batch = kept
+                if len(part) == 1 and side <= MIN_TILE_PX:
+                    raise
+            # Not inside the handler, where the error keeps what it ran out of alive.
+            torch.cuda.empty_cache()
+            if len(part) > 1:
+                self._batch_size = len(part) // 2
+            else:
+                self._tile_px = max(MIN_TILE_PX, side // 2 // 64 * 64)
+                work.cut(self._tile_px, self._options, self._model.config.stride_px)
+                batch = [*((work, tile) for tile in work.canvas.tiles), *_without(work, batch)]
+            log.warning("out of GPU memory: going on with %d tiles of %s px", self._batch_size, self._tile_px)
 
     def _run(self, batch: list[tuple[_Work, Tile]]) -> None:
         images = np.stack([work.canvas.piece(tile) for work, tile in batch])
@@ -320,7 +311,7 @@ class _Runner:
             self._on_tile(work.num_done, len(work.canvas.tiles))
 
     def _mend(self, images: NDArray[Any], pieces: Tensor) -> tuple[list[int], list[int]]:
-        """Put something sound in the place of broken pieces; which were run again, and which kept as they were."""
+        """Put sound ones in the place of broken pieces; returns which were run again, and which are input."""
         lq = torch.from_numpy(images.astype(np.float32)) / float(np.iinfo(images.dtype).max)
         broken = is_broken(lq, pieces).nonzero().flatten().tolist()
         redone: list[int] = []
@@ -335,6 +326,10 @@ class _Runner:
         for index in kept:
             pieces[index] = lq[index]
         return redone, kept
+
+
+def _without(work: _Work, batch: list[tuple[_Work, Tile]]) -> Iterator[tuple[_Work, Tile]]:
+    return ((other, tile) for other, tile in batch if other is not work)
 
 
 def _alike(first: tuple[_Work, Tile], second: tuple[_Work, Tile]) -> bool:

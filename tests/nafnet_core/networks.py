@@ -9,6 +9,7 @@ from skimage import data
 from torch import Tensor
 
 from nafnet_core import NAFNet, NAFNetConfig, randomize_residual_scales
+from nafnet_core.model import NAFBlock
 from tests.reference import ReferenceNAFNet
 
 SMALL = NAFNetConfig(width=8, enc_blk_nums=(1, 2), middle_blk_num=2, dec_blk_nums=(2, 1))
@@ -73,3 +74,29 @@ def photo(height: int, width: int) -> NDArray[np.uint8]:
 def photo_nchw(height: int, width: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """`photo` as a batch of one in 0…1."""
     return torch.from_numpy(photo(height, width)).permute(2, 0, 1)[None].to(dtype) / 255
+
+
+def network_that_breaks(image: NDArray[np.uint8], *, only_locally: bool) -> NAFNet:
+    """Weights with the failure of NAFNet#83: attention explodes on statistics that training never saw.
+
+    Args:
+        image: (H, W, 3). With `only_locally` its own global means are the ones that the network knows: there
+            the attention is nothing, anywhere else it is huge.
+        only_locally: else attention is huge whatever the statistics.
+    """
+    model = lively_network(SMALL)
+    lq = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        parts = (model.encoders, model.middle_blks, model.decoders)  # as the image goes through them
+        for block in (block for part in parts for block in part.modules() if isinstance(block, NAFBlock)):
+            pool, linear = block.sca
+            seen: list[Tensor] = []
+            handle = pool.register_forward_hook(lambda _, args, output, seen=seen: seen.append(output))
+            model(lq)
+            handle.remove()
+            linear.weight.mul_(40)
+            matrix = linear.weight.flatten(1)
+            linear.bias.copy_(
+                -(matrix @ seen[0].flatten()) if only_locally else torch.full((len(matrix),), 1e4)
+            )
+    return model

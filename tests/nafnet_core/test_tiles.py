@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nafnet_core import restore_image
-from nafnet_core.tiling import tiles
+from nafnet_core.canvas import tiles
 from tests.nafnet_core.networks import SMALL, lively_network, photo
 
 TRAIN_PATCH_PX = 32

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nafnet_core import PRESETS, NAFNet, NAFNetConfig, restore_image
+from nafnet_core.canvas import tiles
 from nafnet_core.local_stats import LocalMean
-from nafnet_core.tiling import MAX_TILE_PX, MIN_OVERLAP_PX, default_overlap_px, tiles
+from nafnet_core.tiling import MAX_TILE_PX, MIN_OVERLAP_PX, default_overlap_px
 from tests.nafnet_core.networks import (
     DEEP,
     SMALL,
@@ -206,9 +207,10 @@ def test_any_size_dtype_and_layout_is_the_references(
     with torch.no_grad():
         expected = reference(torch.from_numpy(padded.transpose(2, 0, 1)[None].copy()))
     expected = expected[0, :, :height, :width].clip(0, 1).numpy().transpose(1, 2, 0).astype(float) * white
+    tolerance = 0.51 if dtype == np.uint8 else 2
     if channels is None:
         expected = expected.round().mean(axis=2)
-    tolerance = 0.51 if dtype == np.uint8 else 2
+        tolerance += 0.17  # one channel of three may be rounded to the other side
     assert np.abs(restored[..., :3] - expected if channels else restored - expected).max() <= tolerance
     if channels == 4:
         assert np.array_equal(restored[..., 3], image[..., 3])
