@@ -27,11 +27,8 @@ def colour_shift(lq_hwc: NDArray[Any], restored_hwc: NDArray[Any]) -> tuple[floa
         Red, green and blue in levels of 8 bit, whatever the dtype.
     """
     levels = 255 / np.iinfo(lq_hwc.dtype).max
-    red, green, blue = (
-        float(restored_hwc[..., channel].mean(dtype=np.float64) - lq_hwc[..., channel].mean(dtype=np.float64))
-        * levels
-        for channel in range(3)
-    )
+    means = [cv2.mean(np.ascontiguousarray(image)) for image in (lq_hwc, restored_hwc)]
+    red, green, blue = (levels * (after - before) for before, after in list(zip(*means, strict=True))[:3])
     return red, green, blue
 
 

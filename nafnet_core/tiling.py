@@ -155,7 +155,7 @@ def restore_image(
 @torch.inference_mode()
 def restore_images(
     model: NAFNet,
-    images: Iterable[Image],
+    images: Iterable[Image | None],
     options: TileOptions,
     *,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
@@ -169,7 +169,7 @@ def restore_images(
         model: the network, in eval mode, on any device; not to be used elsewhere meanwhile.
         images: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, uint8 or uint16, full range. Alpha is passed
             through; gray is restored as RGB and averaged. Each is asked for when the tiles before it have
-            been run or fill no batch.
+            been run or fill no batch; None has these run.
         options: how.
         on_tile: called after each batch with the tiles done of an image and all of its tiles; not where it is
             run whole.
@@ -188,9 +188,11 @@ def restore_images(
     waiting: deque[_Work] = deque()
     with local_statistics(model, options.train_patch_px):
         for image in images:
-            work = runner.begin(image)
-            waiting.append(work)
-            runner.add(work)
+            if image is None:
+                runner.flush()
+            else:
+                waiting.append(runner.begin(image))
+                runner.add(waiting[-1])
             while waiting and waiting[0].canvas.is_whole:
                 yield waiting.popleft().result()
         runner.flush()
