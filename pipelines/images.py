@@ -1,4 +1,4 @@
-"""Image files in and out: what cameras, phones and data sets really contain, turned into RGB arrays.
+"""Image files in: what cameras, phones and data sets really contain, turned into RGB arrays.
 
 Pillow reads the header first (kind, declared size, EXIF, ICC) and complains of truncation; OpenCV takes
 16-bit files, which Pillow cuts to 8 bit, and our own PNGs, which it reads faster.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from nafnet_core import InputError
 
@@ -34,10 +32,9 @@ _ORIENTATION_TAG = 0x0112
 _TURNED_ON_ITS_SIDE = (5, 6, 7, 8)
 _PNG_BIT_DEPTH_AT = 24
 _TIFF_BITS_PER_SAMPLE = 258
-_PNG_IHDR_END = 33
 # A TIFF's EXIF tags lie among those that say how its pixels are stored, which are another file's business:
 # description, maker, model, orientation, resolution (3), software, date, artist, host, copyright, EXIF, GPS.
-_TIFF_TAGS_KEPT = frozenset({270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 33432, 34665, 34853})
+TIFF_TAGS_KEPT = frozenset({270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 33432, 34665, 34853})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +131,7 @@ def read_photo(source: Path | bytes, *, name: str = "", max_megapixels: float = 
         is_on_side = orientation in _TURNED_ON_ITS_SIDE
         if image.format == "TIFF":
             orientation = 1 if is_deep else orientation  # OpenCV turns TIFFs upright, whatever it is told
-            for tag in set(exif) - _TIFF_TAGS_KEPT:
+            for tag in set(exif) - TIFF_TAGS_KEPT:
                 del exif[tag]
         return Photo(
             rgb_hwc=_upright(pixels, orientation),
@@ -150,25 +147,6 @@ def read_photo(source: Path | bytes, *, name: str = "", max_megapixels: float = 
 def read_rgb_u8(path: Path) -> NDArray[np.uint8]:
     """Decode to (H, W, 3) uint8 RGB; 16 bit is rounded to 8, alpha is dropped. Raises as `read_photo`."""
     return read_photo(path).rgb_hwc_u8()
-
-
-def write_photo(path: Path, photo: Photo, *, jpeg_quality: int = 95) -> None:
-    """Write by the suffix of `path`, keeping alpha, grayness, EXIF and ICC; complete or not at all.
-
-    Raises:
-        InputError: the folder cannot be written, or the format is unknown.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        if photo.rgb_hwc.dtype == np.uint16:
-            temporary.write_bytes(_encode_deep(photo, path))
-        else:
-            _write_8_bit(temporary, photo, jpeg_quality)
-        os.replace(temporary, path)
-    except (OSError, ValueError, cv2.error) as error:  # ValueError: an unknown suffix, too large for WebP
-        raise InputError("cannot write the image", file=path, got=_reason(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -190,12 +168,12 @@ def _pillow_errors(path: Path | str, source: Path | bytes) -> Iterator[None]:
             got=f"{num_bytes} bytes",
         ) from error
     except Image.DecompressionBombError as error:
-        raise InputError("an image of absurd dimensions", file=path, got=_reason(error)) from error
+        raise InputError("an image of absurd dimensions", file=path, got=reason(error)) from error
     except (InputError, MemoryError):
         raise
     except Exception as error:  # damaged files make Pillow raise TypeError, struct.error and what not
         raise InputError(
-            "a damaged or truncated image", file=path, got=_reason(error), fix="Copy or export it again"
+            "a damaged or truncated image", file=path, got=reason(error), fix="Copy or export it again"
         ) from error
 
 
@@ -249,76 +227,6 @@ def _read_deep(source: Path | bytes) -> tuple[NDArray, NDArray | None, bool]:
     return np.ascontiguousarray(pixels[..., 2::-1]), alpha, False
 
 
-def _write_8_bit(path: Path, photo: Photo, jpeg_quality: int) -> None:
-    image = Image.fromarray(_gray(photo) if photo.is_gray else photo.rgb_hwc)
-    suffix = path.suffix.lower()
-    if photo.alpha_hw is not None and suffix not in (".jpg", ".jpeg", ".bmp"):
-        image.putalpha(Image.fromarray(photo.alpha_hw))
-    extras = {"exif": photo.exif, "icc_profile": photo.icc}
-    extras = {name: value for name, value in extras.items() if value}
-    if suffix in (".jpg", ".jpeg", ".webp"):
-        extras |= {"quality": jpeg_quality}
-    image.save(path, **extras)
-
-
-def _encode_deep(photo: Photo, path: Path) -> bytes:
-    """A 16-bit file, which Pillow cannot write in colour, and OpenCV only without EXIF and ICC."""
-    suffix = path.suffix.lower()
-    if suffix not in (".png", ".tif", ".tiff"):
-        raise InputError("cannot write 16 bit in this format", file=path, expected=".png or .tif")
-    pixels = photo.rgb_hwc
-    if photo.alpha_hw is not None:
-        pixels = np.dstack([pixels, photo.alpha_hw])
-    elif photo.is_gray:
-        pixels = _gray(photo)[..., None]
-    if suffix != ".png":
-        return _tiff_of(pixels, photo)
-    channels = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
-    ok, encoded = cv2.imencode(".png", pixels[..., channels])
-    assert ok
-    plain, extras = encoded.tobytes(), b""
-    if photo.icc:
-        extras += _png_chunk(b"iCCP", b"ICC\0\0" + zlib.compress(photo.icc))
-    if photo.exif:
-        extras += _png_chunk(b"eXIf", photo.exif.removeprefix(b"Exif\0\0"))
-    return plain[:_PNG_IHDR_END] + extras + plain[_PNG_IHDR_END:]
-
-
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def _tiff_of(pixels: NDArray[np.uint16], photo: Photo) -> bytes:
-    """One uncompressed strip behind its directory (TIFF 6.0, sections 2 to 6)."""
-    height, width, channels = pixels.shape
-    content = np.ascontiguousarray(pixels, "<u2").tobytes()
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    if photo.exif:
-        exif = Image.Exif()
-        exif.load(photo.exif)
-        for tag in set(exif) & _TIFF_TAGS_KEPT:
-            tags[tag] = exif.get_ifd(tag) if tag in TiffImagePlugin.TiffTags.TAGS_V2_GROUPS else exif[tag]
-    tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH] = width, height
-    tags[TiffImagePlugin.BITSPERSAMPLE] = (16,) * channels
-    tags[TiffImagePlugin.COMPRESSION] = 1
-    tags[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] = 1 if channels == 1 else 2
-    tags[TiffImagePlugin.STRIPOFFSETS] = 0  # Pillow adds the directory's own length
-    tags[TiffImagePlugin.SAMPLESPERPIXEL] = channels
-    tags[TiffImagePlugin.ROWSPERSTRIP], tags[TiffImagePlugin.STRIPBYTECOUNTS] = height, len(content)
-    tags[TiffImagePlugin.PLANAR_CONFIGURATION] = 1
-    if channels == 4:
-        tags[TiffImagePlugin.EXTRASAMPLES] = 2
-    if photo.icc:
-        tags[TiffImagePlugin.ICCPROFILE] = photo.icc
-    file = io.BytesIO()
-    tags.save(file)
-    return file.getvalue() + content
-
-
-def _gray(photo: Photo) -> NDArray:
-    return photo.rgb_hwc.mean(axis=2).round().astype(photo.rgb_hwc.dtype)
-
-
 def _upright(pixels: NDArray, orientation: int) -> NDArray:
     """Undo the EXIF orientation (TIFF 6.0 tag 274: 1 upright … 8 turned left)."""
     if orientation in _TURNED_ON_ITS_SIDE:
@@ -330,7 +238,8 @@ def _upright(pixels: NDArray, orientation: int) -> NDArray:
     return np.ascontiguousarray(pixels)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What another library says of a file, as half a line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).splitlines()[0][:120] if str(error) else type(error).__name__

@@ -12,7 +12,8 @@ from PIL import Image
 
 from nafnet_core import InputError, restore_image, save_model, tiling
 from pipelines import restore
-from pipelines.images import Photo, read_photo, write_photo
+from pipelines.encoding import write_photo
+from pipelines.images import Photo, read_photo
 from pipelines.models import LoadedModel, open_model
 from pipelines.png import encode_png
 from pipelines.restore import RECORD, RestoreResult, find_photos
