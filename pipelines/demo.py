@@ -105,9 +105,9 @@ def run(
     stores = {split: _make_store(split, photos[split], folder, show) for split in photos}
     name = _fresh_name(workspace)
     overrides = [f"budget.minutes={minutes}"] if minutes else []
-    config = with_stores(load_config(recipe, overrides, name=name), [stores["train"]], stores["val"])
+    recipe_of_run = with_stores(load_config(recipe, overrides, name=name), [stores["train"]], stores["val"])
     with connect():
-        trained = train.run(config, workspace, on_row=on_row)
+        trained = train.run(recipe_of_run, workspace, on_row=on_row)
     with show("evaluate") as progress:
         loaded = open_model(str(trained.run_dir), workspace)
         scored = evaluate.run(loaded, evaluate.Pairs(stores["test"]), workspace, on_progress=progress)
@@ -116,13 +116,14 @@ def run(
     with show("restore") as progress:
         blurred = folder / "pairs" / "test" / "blur"
         champion = open_model(CHAMPION, workspace)
-        restored = restore.run([str(blurred)], champion, folder / "restored", on_progress=progress)
+        config = restore.RestoreConfig(inputs=[str(blurred)], out=str(folder / "restored"))
+        restored = restore.run(config, champion, on_progress=progress)
     return DemoResult(
         report=scored.report,
         train=trained,
         champion_version=champion_version,
         refusal=refusal,
-        pictures=(scored.picture, *trained.pictures, Path(restored.files[0].output or "")),
+        pictures=(scored.picture, *trained.pictures, folder / "restored" / restored.files[0].output),
         minutes=(time.monotonic() - begin) / 60,
         tracking_uri=tracking_uri(workspace),
     )

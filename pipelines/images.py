@@ -7,10 +7,11 @@ Pillow reads the header first (kind, declared size, EXIF, ICC) and complains of 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from nafnet_core import InputError
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"})
 # Pictures all the same, which a user expects to be told of when they are left out.
@@ -65,38 +68,49 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(folder / name for name in image_names(folder))
 
 
-def image_names(folder: Path) -> Iterator[str]:
+def image_names(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> Iterator[str]:
     """Image files under `folder`, recursive, by their paths from there, in no order.
 
-    Hidden ones, and hidden folders, are left out. Nothing of what was found is kept.
+    Hidden ones, and hidden folders, are left out; links are listed, to nowhere as well. Nothing of what was
+    found is kept.
 
     Raises:
         InputError: no such folder, which is told at once.
     """
     if not folder.is_dir():
         raise InputError("no such folder" if not folder.exists() else "not a folder", file=folder)
-    names = _local_names(folder) if isinstance(folder, Path) else folder.names_below()
-    return (name for name in names if _is_image(name))
+    names = _local_names(folder, suffixes) if isinstance(folder, Path) else folder.names_below()
+    return (name for name in names if _is_of(suffixes, name))
 
 
-def _is_image(name: str) -> bool:
+def _is_of(suffixes: Set[str], name: str) -> bool:
     suffix = name[name.rfind(".") :].lower()
-    return suffix in IMAGE_SUFFIXES and not name.startswith(".") and "/." not in name
+    return suffix in suffixes and not name.startswith(".") and "/." not in name
 
 
-def _local_names(root: Path) -> Iterator[str]:
+def _local_names(root: Path, suffixes: Set[str]) -> Iterator[str]:
     """Not by `rglob`, which keeps a path of each, and takes four times as long."""
     folders = [""]
     while folders:
         folder = folders.pop()
-        with suppress(PermissionError), os.scandir(root / folder) as entries:
+        try:
+            entries = os.scandir(root / folder)
+        except PermissionError:
+            log.warning("no permission to look into %s", root / folder)
+            continue
+        with entries:
             for entry in entries:
                 name = f"{folder}{entry.name}"
                 if entry.is_dir(follow_symlinks=False):
                     if not entry.name.startswith("."):
                         folders.append(f"{name}/")
-                elif _is_image(name) and (entry.is_file(follow_symlinks=False) or os.path.isfile(entry)):
+                elif _is_of(suffixes, name) and (entry.is_file(follow_symlinks=False) or _is_link(entry)):
                     yield name
+
+
+def _is_link(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link to a file, or to nothing, of which whoever reads it tells."""
+    return entry.is_symlink() and not os.path.isdir(entry)
 
 
 def read_photo(source: Path | bytes, *, name: str = "", max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
@@ -142,6 +156,17 @@ def read_photo(source: Path | bytes, *, name: str = "", max_megapixels: float = 
             icc=None if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile"),
             is_on_side=is_on_side,
         )
+
+
+def declared_pixels(content: bytes) -> int:
+    """Width times height, as the header says; 0 where there is none to be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                return image.width * image.height
+    except Exception:  # as many kinds as there are damages; decoding will tell
+        return 0
 
 
 def read_rgb_u8(path: Path) -> NDArray[np.uint8]:

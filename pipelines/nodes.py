@@ -42,9 +42,13 @@ def check_folder(place: LocalFolder | RemoteFolder, token: str) -> None:
         time.sleep(0.2)
 
 
-def check_images(refs: Iterable[PairRef]) -> None:
+def check_pairs(refs: Iterable[PairRef]) -> None:
     """Raise `InputError` where pairs are on a disk, and not one of their folders is on this node."""
-    images = (image for ref in refs for image in (ref.lq, ref.gt) if image is not None)
+    check_images(image for ref in refs for image in (ref.lq, ref.gt) if image is not None)
+
+
+def check_images(images: Iterable[object]) -> None:
+    """Raise `InputError` where images are on a disk, and not one of their folders is on this node."""
     folders = {_folder_of(image) for image in images}
     if folders and None not in folders and not any(folder.is_dir() for folder in folders if folder):
         raise InputError(

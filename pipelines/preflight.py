@@ -77,8 +77,12 @@ def run(
     return report
 
 
-def in_brief(config: RunConfig, storage: _Storage) -> None:
+def in_brief(config: RunConfig | None, storage: _Storage) -> None:
     """What may not be wrong on any node of several, before workers are started.
+
+    Args:
+        config: the run whose stores the nodes are to read; None where there is none.
+        storage: where all nodes write.
 
     Raises:
         InputError: a node does not see the run's storage, or a store.
@@ -97,7 +101,7 @@ def in_brief(config: RunConfig, storage: _Storage) -> None:
                     f"the cluster has a fault: {check.name}", got=check.found, fix=check.fix
                 )
         for check in (
-            *(_check_store(probes, store, _BRIEF_BYTES) for store in _stores(config)),
+            *(_check_store(probes, store, _BRIEF_BYTES) for store in (_stores(config) if config else ())),
             _check_storage(probes, storage, _BRIEF_BYTES),
         ):
             if check.verdict == "fail":

@@ -236,7 +236,7 @@ def _write(job: _ShardJob) -> None:
     """Write one shard, then its note. Either is whole or absent."""
     store = folder(job.config.out)
     nodes.check_folder(store.below(PROGRESS), job.token)
-    nodes.check_images(job.refs)
+    nodes.check_pairs(job.refs)
     findings = Findings()
     pairs = _crops(job, findings)
     with store.staged(shard_name(job.number, job.config.format)) as path:

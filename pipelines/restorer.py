@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,6 +128,10 @@ class Restorer:
     def network(self) -> NAFNet:
         """The network, on the device, in eval mode."""
         return self._network
+
+    def limit_tiles(self, tile_px: int) -> None:
+        """Run no larger tiles than these: where other processes use the same memory."""
+        self.options = replace(self.options, tile_px=tile_px)
 
     def __call__(self, rgb_hwc: Image) -> Image:
         """Restore one image.

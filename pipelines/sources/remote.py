@@ -159,20 +159,28 @@ class RemotePath:
 
     # As an image
 
+    def content(self) -> bytes:
+        """Fetch it.
+
+        Raises:
+            InputError: it is missing.
+            CapabilityError: the storage does not answer, or refuses: no fault of the image.
+        """
+        try:
+            return self._listing.folder.read(self._path)
+        except FileNotFoundError as error:
+            raise InputError("no such image", file=str(self)) from error
+        except InputError as error:
+            raise CapabilityError(str(error)) from error
+
     def read_photo(self, *, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
         """Fetch and decode it.
 
         Raises:
             InputError: it is missing, no image, or damaged.
-            CapabilityError: the storage does not answer, or refuses: no fault of the image.
+            CapabilityError: as `content`.
         """
-        try:
-            content = self._listing.folder.read(self._path)
-        except FileNotFoundError as error:
-            raise InputError("no such image", file=str(self)) from error
-        except InputError as error:
-            raise CapabilityError(str(error)) from error
-        return read_photo(content, name=str(self), max_megapixels=max_megapixels)
+        return read_photo(self.content(), name=str(self), max_megapixels=max_megapixels)
 
     def size_bytes(self) -> int:
         """As it was listed; -1 where it was not there."""

@@ -50,12 +50,12 @@ def test_images_that_are_not_on_this_node(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     here, gone = tmp_path / "here" / "a.png", tmp_path / "gone" / "a.png"
     with pytest.raises(InputError, match=rf"do not share the folder of the images: '{tmp_path}/gone'"):
-        nodes.check_images([ref(gone, gone)])
+        nodes.check_pairs([ref(gone, gone)])
     # A file that was deleted meanwhile is a pair's own fault, and goes to the quarantine.
-    nodes.check_images([ref(here, here)])
-    nodes.check_images([ref(gone, here)])
-    nodes.check_images([ref(place("s3://bucket/a.png"), gone)])
-    nodes.check_images([])
+    nodes.check_pairs([ref(here, here)])
+    nodes.check_pairs([ref(gone, here)])
+    nodes.check_pairs([ref(place("s3://bucket/a.png"), gone)])
+    nodes.check_pairs([])
 
 
 @contextmanager
