@@ -23,8 +23,13 @@ _DRIVER_ONLY = (
     "pipelines/cli",
     "pipelines/config/cluster.py",
     "pipelines/demo.py",
+    "pipelines/evaluate.py",
+    "pipelines/gate.py",
     "pipelines/inspect",
+    "pipelines/preflight.py",
+    "pipelines/pyfunc.py",
     "pipelines/registry",
+    "pipelines/synth/sheet.py",
 )
 
 

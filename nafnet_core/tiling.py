@@ -82,7 +82,7 @@ class TiledImage:
     restored: Image
     num_tiles: int
     tile_px: int | None
-    """Largest side of a tile; None where the image was run whole."""
+    """What sides of tiles were limited to; None where the image was run whole."""
     num_redone: int
     """Tiles that were broken, and sound without local statistics."""
     num_kept: int
@@ -212,12 +212,15 @@ class _Work:
         if self.rgb.ndim != 3 or self.rgb.shape[2] != channels or 0 in self.rgb.shape:
             raise ValueError(f"expected (H, W, {channels}) or (H, W), none of them 0, got {image.shape}")
         self.canvas: Canvas
+        self.tile_px: int | None
         self.num_done = self.num_redone = self.num_kept = 0
 
     def cut(self, tile_px: int | None, options: TileOptions, stride_px: int) -> None:
         """Begin, or begin anew, in tiles of this side."""
         self.num_done = self.num_redone = self.num_kept = 0
+        self.tile_px = tile_px
         if tile_px is None or max(self.rgb.shape[:2]) <= tile_px:
+            self.tile_px = None
             self.canvas = Canvas(self.rgb, tile_px=None, overlap_px=0)
             return
         overlap_px = options.overlap_px
@@ -238,11 +241,10 @@ class _Work:
             restored = restored.mean(axis=2).round().astype(restored.dtype)
         if self.has_alpha:
             restored = np.concatenate([restored, self.source[..., 3:]], axis=2)
-        tiles = self.canvas.tiles
         return TiledImage(
             restored=restored,
-            num_tiles=len(tiles),
-            tile_px=max(max(tile.height, tile.width) for tile in tiles) if len(tiles) > 1 else None,
+            num_tiles=len(self.canvas.tiles),
+            tile_px=self.tile_px,
             num_redone=self.num_redone,
             num_kept=self.num_kept,
         )

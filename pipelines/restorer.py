@@ -70,7 +70,7 @@ class Restoration:
     image: Image
     """The input's shape and dtype."""
     tile_px: int | None
-    """Largest side of a tile; None where the image was run whole."""
+    """What sides of tiles were limited to; None where the image was run whole."""
     num_tiles: int
     num_redone: int
     """Tiles that the network broke, and that came out sound without local statistics."""

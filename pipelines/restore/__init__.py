@@ -110,10 +110,10 @@ def run(
     start = time.perf_counter()
     with record.opened() as writer, closing(_work(config, items, record, loaded, on_part)) as entries:
         for entry in entries:
-            if entry.status == "failed" and config.stop_on_error:
-                raise InputError(entry.error or "a photo failed")
             if entry.status != "skipped":
                 writer.add(entry)
+            if entry.status == "failed" and config.stop_on_error:
+                raise InputError(entry.error or "a photo failed")
             results[entry.output] = entry
             on_progress(len(results), len(items), "")
     seconds = time.perf_counter() - start

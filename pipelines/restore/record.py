@@ -40,7 +40,7 @@ class Restored:
     num_frames: int | None = None
     """Of a video."""
     tile_px: int | None = None
-    """Largest side of a tile; None where the whole image was run at once."""
+    """What sides of tiles were limited to; None where the image was run whole."""
     num_tiles: int = 0
     tiles_redone: int = 0
     """Tiles that the network broke, and that were sound without local statistics."""

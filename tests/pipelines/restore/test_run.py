@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,24 @@ import torch
 from PIL import Image
 
 from nafnet_core import InputError, restore_image, save_model, tiling
-from pipelines import restore
+from nafnet_core.colour import colour_shift
 from pipelines.encoding import write_photo
+from pipelines.files import sha256
 from pipelines.images import Photo, read_photo
 from pipelines.models import LoadedModel, open_model
 from pipelines.png import encode_png
-from pipelines.restore import RECORD, RestoreResult, find_photos
+from pipelines.restore import RECORD, RestoreResult, find_items
+from pipelines.restorer import RestoreSettings
 from pipelines.workspace import Workspace
 from tests.nafnet_core.networks import SMALL, lively_network
 from tests.pipelines.pairs import piece
+from tests.pipelines.restore.conftest import Run
 
 
 def loaded_network(folder: Path, seed: int) -> LoadedModel:
     path = folder / f"model-{seed}.safetensors"
     save_model(lively_network(SMALL, seed=seed), path, metadata={"train_patch_px": 64})
     return open_model(str(path), Workspace.find(folder))
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """A small network that is no identity."""
-    return loaded_network(tmp_path_factory.mktemp("model"), 0)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Three photos in two levels."""
-    folder = tmp_path / "photos"
-    for number, name in enumerate(["a.png", "sub/b.png", "sub/deep/c.png"]):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(encode_png(piece(number, 32, 40)))
-    return folder
-
-
-def run(inputs: Path | str, loaded: LoadedModel, out: Path, **options: Any) -> RestoreResult:
-    return restore.run([str(inputs)], loaded, out, **{"precision": "fp32", **options})
 
 
 def statuses(result: RestoreResult) -> dict[str, str]:
@@ -63,7 +47,7 @@ def files_of(out: Path) -> list[str]:
 # What is restored, and where it goes
 
 
-def test_one_file(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_one_file(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run(photos / "a.png", loaded, out)
     assert files_of(out) == ["a.png", RECORD]
@@ -73,22 +57,33 @@ def test_one_file(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     (entry,) = record_of(out)
     assert entry == {
         "input": str(photos / "a.png"),
-        "output": str(out / "a.png"),
+        "output": "a.png",
         "status": "restored",
         "error": None,
+        "model": loaded.label,
         "model_digest": loaded.digest,
-        "train_patch_px": 64,
-        "input_digest": entry["input_digest"],
+        "settings": {
+            **RestoreSettings(precision="fp32").to_dict(),
+            "train_patch_px": 64,
+            "quality": 95,
+        },
+        "input_digest": sha256(photos / "a.png"),
+        "output_digest": sha256(out / "a.png"),
         "width_px": 40,
         "height_px": 32,
+        "num_frames": None,
         "tile_px": None,
-        "precision": "fp32",
+        "num_tiles": 1,
+        "tiles_redone": 0,
+        "tiles_kept": 0,
+        "colour_shift": pytest.approx(colour_shift(lq, restored), abs=0.001),
+        "notes": [],
         "seconds": entry["seconds"],
     }
     assert entry["seconds"] > 0 and result.count("restored") == 1
 
 
-def test_folder_keeps_its_tree(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_folder_keeps_its_tree(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     steps: list[tuple[int, int, str]] = []
     result = run(photos, loaded, tmp_path / "out", on_progress=lambda *step: steps.append(step))
     assert files_of(tmp_path / "out") == ["a.png", RECORD, "sub/b.png", "sub/deep/c.png"]
@@ -100,31 +95,49 @@ def test_folder_keeps_its_tree(photos: Path, loaded: LoadedModel, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("pattern", "names"), [("*.png", ["a"]), ("**/*.png", ["a", "b", "c"]), ("s*/b*", ["b"])]
+    ("pattern", "names"),
+    [("*.png", ["a"]), ("**/*.png", ["a", "sub/b", "sub/deep/c"]), ("s*/b*", ["sub/b"]), ("sub/b*", ["b"])],
 )
-def test_glob(photos: Path, loaded: LoadedModel, tmp_path: Path, pattern: str, names: list[str]) -> None:
+def test_glob(
+    run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path, pattern: str, names: list[str]
+) -> None:
     (photos / "sub" / "b.txt").write_text("not a photo, and named so")
     run(photos / pattern, loaded, tmp_path / "out")
-    assert files_of(tmp_path / "out") == [*(f"{name}.png" for name in names), RECORD]
+    assert files_of(tmp_path / "out") == sorted([*(f"{name}.png" for name in names), RECORD])
 
 
-def test_names_with_the_signs_of_a_glob(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_names_with_the_signs_of_a_glob(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     folder = photos.rename(tmp_path / "trip [2024]")
     (folder / "a.png").rename(folder / "a*[1].png")
     assert run(folder, loaded, tmp_path / "1").count("restored") == 3
     assert run(folder / "a*[1].png", loaded, tmp_path / "2").count("restored") == 1
 
 
-def test_two_photos_of_one_name_are_refused(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
-    (photos / "sub" / "a.png").write_bytes((photos / "a.png").read_bytes())
-    with pytest.raises(InputError, match=r"two photos of one name.*one by one"):
-        run(photos / "**/*.png", loaded, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    # By folder they keep their places.
-    assert run(photos, loaded, tmp_path / "out").count("restored") == 4
+def test_two_photos_of_one_name_have_results_of_two(
+    run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    (photos / "sub" / "a.png").write_bytes(encode_png(piece(7, 32, 40)))
+    inputs = [str(photos / "a.png"), str(photos / "sub" / "a.png")]
+    out = tmp_path / "out"
+    result = run(inputs, loaded, out)
+    first, second = (file.output for file in result.files)
+    assert first == "a.png" and re.fullmatch(r"a~[0-9a-f]{6}\.png", second)
+    for name, number in ((first, 0), (second, 7)):
+        expected = restore_image(loaded.model, piece(number, 32, 40), train_patch_px=64)
+        assert np.array_equal(read_photo(out / name).rgb_hwc, expected)
+    assert run(inputs, loaded, out).count("skipped") == 2, "the names stay"
 
 
-def test_output_inside_the_input_is_left_out(photos: Path, loaded: LoadedModel) -> None:
+def test_formats_that_become_one_do_not_collide(
+    run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    Image.fromarray(piece(8, 32, 40)).save(photos / "a.jpg")
+    result = run(photos, loaded, tmp_path / "out", suffix=".webp")
+    assert len({file.output for file in result.files}) == 4
+    assert all(name.endswith((".webp", RECORD)) for name in files_of(tmp_path / "out"))
+
+
+def test_output_inside_the_input_is_left_out(run: Run, photos: Path, loaded: LoadedModel) -> None:
     out = photos / "restored"
     assert run(photos, loaded, out).count("restored") == 3
     # Else each run would restore what the last one wrote, deeper and deeper.
@@ -132,7 +145,7 @@ def test_output_inside_the_input_is_left_out(photos: Path, loaded: LoadedModel) 
 
 
 @pytest.mark.parametrize("way", ["same", "around", "link"])
-def test_photos_are_never_overwritten(photos: Path, loaded: LoadedModel, way: str) -> None:
+def test_photos_are_never_overwritten(run: Run, photos: Path, loaded: LoadedModel, way: str) -> None:
     out = {"same": photos, "around": photos / "sub" / "..", "link": photos.parent / "link"}[way]
     if way == "link":
         out.symlink_to(photos)
@@ -146,15 +159,15 @@ def test_photos_are_never_overwritten(photos: Path, loaded: LoadedModel, way: st
 def test_nothing_to_restore(photos: Path, tmp_path: Path) -> None:
     for inputs in (tmp_path / "nothing", tmp_path / "*.nothing"):
         with pytest.raises(InputError, match="no such file, folder or match"):
-            find_photos([str(inputs)], tmp_path / "out")
+            find_items([str(inputs)], str(tmp_path / "out"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").touch()
     for inputs in (tmp_path / "empty", tmp_path / "*.txt"):
         with pytest.raises(InputError, match=r"no photos.*\.png"):
-            find_photos([str(inputs)], tmp_path / "out")
+            find_items([str(inputs)], str(tmp_path / "out"))
 
 
-def test_output_that_cannot_be_written(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_output_that_cannot_be_written(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write into this folder"):
         run(photos, loaded, tmp_path / "file")
@@ -163,20 +176,20 @@ def test_output_that_cannot_be_written(photos: Path, loaded: LoadedModel, tmp_pa
 # A second run
 
 
-def test_second_run_skips_what_is_done(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_second_run_skips_what_is_done(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(photos, loaded, out)
     before = {name: (out / name).stat().st_mtime_ns for name in files_of(out)}
     result = run(photos, loaded, out)
     assert result.count("skipped") == 3
-    assert all(file.output and Path(file.output).is_file() for file in result.files)
+    assert all((out / file.output).is_file() for file in result.files)
     assert {name: (out / name).stat().st_mtime_ns for name in files_of(out)} == before
     # A photo that came later is done.
     (photos / "d.png").write_bytes(encode_png(piece(5, 32, 40)))
     assert statuses(run(photos, loaded, out))["d.png"] == "restored"
 
 
-def test_what_changed_is_restored_again(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_what_changed_is_restored_again(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(photos, loaded, out)
     (photos / "a.png").write_bytes(encode_png(piece(9, 32, 40)))
@@ -190,7 +203,7 @@ def test_what_changed_is_restored_again(photos: Path, loaded: LoadedModel, tmp_p
     assert np.array_equal(read_photo(out / "a.png").rgb_hwc, expected)
 
 
-def test_another_model_restores_again(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_another_model_restores_again(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(photos, loaded, out)
     first = read_photo(out / "a.png").rgb_hwc
@@ -202,7 +215,7 @@ def test_another_model_restores_again(photos: Path, loaded: LoadedModel, tmp_pat
     assert run(photos, loaded, out).count("skipped") == 3
 
 
-def test_record_cut_short_is_passed_over(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_record_cut_short_is_passed_over(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(photos, loaded, out)
     lines = (out / RECORD).read_text().splitlines()
@@ -213,42 +226,48 @@ def test_record_cut_short_is_passed_over(photos: Path, loaded: LoadedModel, tmp_
 # Bad photos
 
 
-def test_bad_photo_does_not_stop_the_others(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_bad_photo_does_not_stop_the_others(
+    run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path
+) -> None:
     out, whole = tmp_path / "out", (photos / "sub" / "b.png").read_bytes()
     (photos / "sub" / "b.png").write_bytes(whole[: len(whole) // 2])
     result = run(photos, loaded, out)
     assert statuses(result) == {"a.png": "restored", "b.png": "failed", "c.png": "restored"}
     assert files_of(out) == ["a.png", RECORD, "sub/deep/c.png"]
-    failed = record_of(out)[1]
-    assert failed["status"] == "failed" and failed["output"] is None
+    failed = next(row for row in record_of(out) if row["status"] == "failed")
+    assert failed["status"] == "failed" and failed["output_digest"] is None
     assert "truncated" in failed["error"] and str(photos / "sub" / "b.png") in failed["error"]
     # Repaired, it alone is done.
     (photos / "sub" / "b.png").write_bytes(whole)
     assert statuses(run(photos, loaded, out)) == {"a.png": "skipped", "b.png": "restored", "c.png": "skipped"}
 
 
-def test_stop_at_the_first_bad_photo(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_stop_at_the_first_bad_photo(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     (photos / "sub" / "b.png").write_text("no image")
     with pytest.raises(InputError, match=r"not an image.*b\.png"):
         run(photos, loaded, tmp_path / "out", stop_on_error=True)
-    assert files_of(tmp_path / "out") == ["a.png", RECORD]
+    assert "a.png" in files_of(tmp_path / "out") and "sub/b.png" not in files_of(tmp_path / "out")
+    assert record_of(tmp_path / "out")[-1]["status"] == "failed"
 
 
-def test_file_that_is_no_photo(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_file_that_is_no_photo(run: Run, loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     (file,) = run(tmp_path / "notes.txt", loaded, tmp_path / "out").files
     assert file.status == "failed" and "not an image" in (file.error or "")
 
 
-def test_link_to_nowhere_is_no_photo(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_link_to_nowhere_is_told(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     (photos / "gone.png").symlink_to(tmp_path / "nothing")
-    assert run(photos, loaded, tmp_path / "out").count("restored") == 3
+    result = run(photos, loaded, tmp_path / "out")
+    assert result.count("restored") == 3
+    (failed,) = [file for file in result.files if file.status == "failed"]
+    assert "no such image" in (failed.error or "") and "gone.png" in (failed.error or "")
 
 
 # Kinds of photos
 
 
-def test_photo_keeps_its_kind(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_photo_keeps_its_kind(run: Run, loaded: LoadedModel, tmp_path: Path) -> None:
     sharp = piece(0, 32, 40)
     deep = sharp.astype(np.uint16) * 257 + 100
     gray = np.repeat(sharp[..., :1], 3, axis=2)
@@ -275,7 +294,7 @@ def test_photo_keeps_its_kind(loaded: LoadedModel, tmp_path: Path) -> None:
     assert len(np.unique(read_photo(tmp_path / "out" / "deep.png").rgb_hwc % 257)) > 100
 
 
-def test_turned_photo_comes_out_upright(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_turned_photo_comes_out_upright(run: Run, loaded: LoadedModel, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "Maker"
     Image.fromarray(piece(0, 32, 40)).save(tmp_path / "photo.jpg", exif=exif, quality=95)
@@ -286,7 +305,7 @@ def test_turned_photo_comes_out_upright(loaded: LoadedModel, tmp_path: Path) -> 
         assert image.getexif()[0x0112] == 1 and image.getexif()[0x010F] == "Maker"
 
 
-def test_one_pixel(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_one_pixel(run: Run, loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "dot.png").write_bytes(encode_png(np.full((1, 1, 3), 90, np.uint8)))
     assert run(tmp_path / "dot.png", loaded, tmp_path / "out").count("restored") == 1
     assert read_photo(tmp_path / "out" / "dot.png").rgb_hwc.shape == (1, 1, 3)
@@ -295,7 +314,7 @@ def test_one_pixel(loaded: LoadedModel, tmp_path: Path) -> None:
 # Tiles, precision, memory
 
 
-def test_tiles_give_the_same_picture(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_tiles_give_the_same_picture(run: Run, loaded: LoadedModel, tmp_path: Path) -> None:
     sharp = cv2.resize(piece(0, 200, 300), (330, 220))
     (tmp_path / "photo.png").write_bytes(encode_png(sharp))
     (whole,) = run(tmp_path / "photo.png", loaded, tmp_path / "whole", tile_px=1024).files
@@ -307,7 +326,7 @@ def test_tiles_give_the_same_picture(loaded: LoadedModel, tmp_path: Path) -> Non
 
 
 def test_tile_follows_from_free_memory(
-    photos: Path, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
 
@@ -324,38 +343,40 @@ def test_tile_follows_from_free_memory(
     assert asked == [500.0]
 
 
-def test_too_small_a_tile_is_refused_at_once(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_too_small_a_tile_is_refused_at_once(
+    run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="tiles too small.*more than 128 px.*got 64"):
         run(photos, loaded, tmp_path / "out", tile_px=64)
     assert not (tmp_path / "out").exists()
 
 
-def test_bf16_is_close_and_said(photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_bf16_is_close_and_said(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     run(photos / "a.png", loaded, tmp_path / "fp32")
     (file,) = run(photos / "a.png", loaded, tmp_path / "bf16", precision="bf16").files
-    assert file.precision == "bf16"
+    assert file.settings is not None and file.settings["precision"] == "bf16"
     one, other = (read_photo(tmp_path / way / "a.png").rgb_hwc.astype(int) for way in ("fp32", "bf16"))
     assert 0 < np.abs(one - other).mean() < 3
 
 
 def test_several_inputs_and_the_kinds_that_are_not_read(
-    photos: Path, loaded: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (photos / "phone.HEIC").write_bytes(b"....ftypheic")
     names = [str(photos / "a.png"), str(photos / "sub")]
-    result = restore.run(names, loaded, tmp_path / "out", precision="fp32")
+    result = run(names, loaded, tmp_path / "out")
     assert statuses(result) == {"a.png": "restored", "b.png": "restored", "c.png": "restored"}
     assert not caplog.records
     # Named twice is restored once, at its place below the folder.
-    both = find_photos([str(photos / "a.png"), str(photos)], tmp_path / "other")
-    assert [relative.as_posix() for _, relative in both] == ["a.png", "sub/b.png", "sub/deep/c.png"]
-    restore.run([str(photos)], loaded, tmp_path / "out", precision="fp32")
+    both = find_items([str(photos / "a.png"), str(photos)], str(tmp_path / "other"))
+    assert [item.output for item in both] == ["a.png", "sub/b.png", "sub/deep/c.png"]
+    run(photos, loaded, tmp_path / "out")
     assert "1 files of kinds that are not read: .heic" in caplog.text
-    (failed,) = restore.run([str(photos / "phone.HEIC")], loaded, tmp_path / "out").files
+    (failed,) = run(photos / "phone.HEIC", loaded, tmp_path / "out").files
     assert failed.status == "failed" and "Export it as JPEG" in (failed.error or "")
 
 
-def test_progress_counts_tiles_of_a_large_photo(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_progress_counts_tiles_of_a_large_photo(run: Run, loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(encode_png(piece(0, 200, 330)))
     steps: list[tuple[int, int, str]] = []
     run(
