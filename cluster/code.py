@@ -29,7 +29,6 @@ _DRIVER_ONLY = (
     "pipelines/preflight.py",
     "pipelines/pyfunc.py",
     "pipelines/registry",
-    "pipelines/synth/sheet.py",
 )
 
 
