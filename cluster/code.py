@@ -26,7 +26,6 @@ _DRIVER_ONLY = (
     "pipelines/evaluate.py",
     "pipelines/gate.py",
     "pipelines/inspect",
-    "pipelines/preflight.py",
     "pipelines/pyfunc.py",
     "pipelines/registry",
 )
