@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -122,7 +123,7 @@ def _fixed_part(pattern: str) -> Path:
 def _lies_in(source: AnyPath, out: str) -> bool:
     if isinstance(source, Path):
         # Resolved, since `photos/../photos` and a link name the same folder, and photos would be overwritten.
-        return not is_url(out) and Path(out).resolve() in source.resolve().parents
+        return not is_url(out) and os.path.realpath(source).startswith(f"{os.path.realpath(out)}{os.sep}")
     return is_url(out) and str(source).startswith(f"{str(place(out)).rstrip('/')}/")
 
 

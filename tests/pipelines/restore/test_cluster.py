@@ -18,11 +18,13 @@ from tests.pipelines.restore.conftest import Run
 pytestmark = pytest.mark.ray
 
 
-def many_photos(folder: Path, number: int) -> Path:
+def many_photos(folder: Path, number: int, times: int = 1) -> Path:
     folder.mkdir()
     for index in range(number):
         height, width = (40, 64) if index % 3 else (70, 30)
-        (folder / f"{index:03}.png").write_bytes(encode_png(photo(height + index % 2, width)))
+        (folder / f"{index:03}.png").write_bytes(
+            encode_png(photo(times * (height + index % 2), times * width))
+        )
     return folder
 
 
@@ -63,8 +65,8 @@ def test_killed_workers_lose_nothing(
 ) -> None:
     import psutil
 
-    inputs = many_photos(tmp_path / "in", 60)
-    run(inputs, loaded, tmp_path / "one")
+    inputs = many_photos(tmp_path / "in", 60, times=6)
+    run(inputs, loaded, tmp_path / "one", ensemble=True)
     stop, killed = threading.Event(), []
 
     def kill() -> None:
@@ -73,7 +75,7 @@ def test_killed_workers_lose_nothing(
             workers = [
                 process
                 for process in psutil.process_iter(["cmdline"])
-                if any("_MapWorker" in part for part in process.info["cmdline"] or [])
+                if any("MapWorker" in part for part in process.info["cmdline"] or [])
             ]
             if workers and (tmp_path / "many" / RECORD).exists():
                 os.kill(workers[0].pid, signal.SIGKILL)
@@ -82,7 +84,7 @@ def test_killed_workers_lose_nothing(
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        result = run(inputs, loaded, tmp_path / "many", use_ray=True, num_workers=2, ensemble=False)
+        result = run(inputs, loaded, tmp_path / "many", use_ray=True, num_workers=2, ensemble=True)
     finally:
         stop.set()
         killer.join()
