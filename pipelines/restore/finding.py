@@ -124,7 +124,8 @@ def _lies_in(source: AnyPath, out: str) -> bool:
     if isinstance(source, Path):
         # Resolved, since `photos/../photos` and a link name the same folder, and photos would be overwritten.
         return not is_url(out) and os.path.realpath(source).startswith(f"{os.path.realpath(out)}{os.sep}")
-    return is_url(out) and str(source).startswith(f"{str(place(out)).rstrip('/')}/")
+    target = place(out)
+    return not isinstance(target, Path) and source.is_below(target)
 
 
 def _warn_of_foreign(inputs: Sequence[str]) -> None:

@@ -138,4 +138,5 @@ class _Writer:
     def upload(self) -> None:
         """Have a bucket's copy be as new as this one."""
         self._uploaded = time.monotonic()
+        self._file.flush()
         self._upload()

@@ -132,6 +132,11 @@ class RemotePath:
     def relative_to(self, other: RemotePath) -> PurePosixPath:
         return PurePosixPath(self._path).relative_to(other._path)
 
+    def is_below(self, other: RemotePath) -> bool:
+        """Whether it lies in a folder of the same bucket or server."""
+        same = self._listing.folder.url == other._listing.folder.url
+        return same and f"{self._path}/".startswith(f"{other._path}/" if other._path else "")
+
     def is_file(self) -> bool:
         return self._listing.size(self._path) is not None
 
