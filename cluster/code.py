@@ -23,6 +23,8 @@ _DRIVER_ONLY = (
     "pipelines/cli",
     "pipelines/config/cluster.py",
     "pipelines/demo.py",
+    "pipelines/evaluate",
+    "pipelines/gate.py",
     "pipelines/inspect",
     "pipelines/registry",
 )

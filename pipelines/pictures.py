@@ -34,6 +34,7 @@ def before_after(
     *,
     zoom_px: int = 160,
     max_width_px: int = 480,
+    corner: tuple[int, int] | None = None,
 ) -> Path:
     """Draw images of one size side by side, each over its own magnified detail, with a label each.
 
@@ -41,13 +42,15 @@ def before_after(
         path: the PNG to write.
         panels: label → (H, W, 3) uint8 RGB, all of one size: the degraded one first, the sharp one last.
             Labels are ASCII.
-        zoom_px: side of the detail, which is the square where the first and the last panel differ most.
+        zoom_px: side of the detail.
         max_width_px: wider images are shown shrunk; the detail is not.
+        corner: top and left of the detail; None takes the square where the first and the last panel differ
+            most.
     """
     height, width = next(iter(panels.values())).shape[:2]
     side = min(zoom_px, height, width)
     images = list(panels.values())
-    top, left = _most_blurred(images[0], images[-1], side)
+    top, left = corner or detail_corner(images[0], images[-1], side)
     shown_width = min(width, max_width_px)
     columns = []
     for label, image in panels.items():
@@ -170,8 +173,8 @@ def _as_one(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     return kept, marks
 
 
-def _most_blurred(lq: NDArray[np.uint8], gt: NDArray[np.uint8], side: int) -> tuple[int, int]:
-    """Corner of the square where blurring cost most, on a coarse grid: never blank sky."""
+def detail_corner(lq: NDArray[np.uint8], gt: NDArray[np.uint8], side: int) -> tuple[int, int]:
+    """Top and left of the square where blurring cost most, on a coarse grid: never blank sky."""
     lost = cv2.absdiff(lq, gt).mean(axis=2)
     step = max(1, side // 4)
     corners = [

@@ -20,6 +20,7 @@ _ENTRIES = (
     "pipelines.feeder",
     "pipelines.probe",
     "pipelines.prepare",
+    "pipelines.scoring.work",
     "pipelines.synth.work",
     "pipelines.tune.actor",
     "pipelines.tune.tuner",
