@@ -38,7 +38,7 @@ def sharpness(luma_hw_u8: NDArray[np.uint8]) -> float:
     """
     worst = math.inf
     image = luma_hw_u8.astype(np.float32)
-    for axis, size in enumerate(((_FILTER_PX, 1), (1, _FILTER_PX))):
+    for axis, size in enumerate(((1, _FILTER_PX), (_FILTER_PX, 1))):  # width and height
         # Sums instead of means, whole numbers below 2²⁴: exact in fp32.
         sums = cv2.boxFilter(luma_hw_u8, cv2.CV_32F, size, normalize=False, borderType=cv2.BORDER_REFLECT)
         before = _inner(np.abs(_slope(image, axis)) * _FILTER_PX)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +107,7 @@ def evaluate(
         judge = stage.installed_judge() if perceptual else None
         loaded = [open_model(spec, place, train_patch_px=train_patch) for spec in asked.models]
         pairs = stage.Pairs(asked.data, asked.gt)
+        start = time.monotonic()
         with (
             _workers(workers, address, len(pairs)) as num_workers,
             console.progress("evaluate", "images") as update,
@@ -123,7 +126,7 @@ def evaluate(
         _tell_comparison(compared)
         folder = compared.path.parent
     else:
-        _tell_report(scored, may_be_slow=num_workers is None)
+        _tell_report(scored, is_slow=num_workers is None and time.monotonic() - start > _LONG_S)
         folder = scored.path.parent
     stem = "comparison" if len(loaded) == 2 else "report"
     shown = folder if out is None else out
@@ -179,7 +182,7 @@ def _workers(wanted: int | None, address: str | None, num_pairs: int) -> Iterato
         yield min(wanted or max(1, int(ray.cluster_resources().get("CPU", 1))), num_pairs)
 
 
-def _tell_report(result: EvaluateResult, *, may_be_slow: bool) -> None:
+def _tell_report(result: EvaluateResult, *, is_slow: bool) -> None:
     from pipelines.evaluate.pages import distribution_table, score_table, time_told
 
     report = result.report
@@ -208,8 +211,8 @@ def _tell_report(result: EvaluateResult, *, may_be_slow: bool) -> None:
         console.table(title, ["", "images", "gain, dB"], rows)
     statistics = "off" if report.train_patch_px is None else f"on, patch {report.train_patch_px} px"
     print_lines(time_told(report), f"Local statistics: {statistics}")
-    if may_be_slow and report.num_images * report.latency_s > _LONG_S:
-        print_lines("On several cores: --workers N takes an N-th of the time, and gives the same scores.")
+    if is_slow and len(os.sched_getaffinity(0)) > 1:
+        print_lines("With --workers N, on N cores, it takes an N-th of the time; the scores are the same.")
 
 
 def _tell_comparison(result: CompareResult) -> None:

@@ -81,11 +81,13 @@ def interval_told(comparison: Comparison) -> str:
     """How the interval was made."""
     units = counted(comparison.num_units, comparison.unit)
     told = f"Paired bootstrap of {units}, {comparison.resamples:,} resamples, expanded percentiles. "
-    told += (
-        "Scenes are drawn with all of their images, which are not independent of each other."
-        if comparison.unit == "scene"
-        else "Each image counts by itself."
-    )
+    scenes = {image.scene for image in comparison.images}
+    if comparison.unit == "scene":
+        told += "Scenes are drawn with all of their images, which are not independent of each other."
+    elif len(scenes) == 1 < comparison.num_units:
+        told += "All images are of one scene: it says nothing of others."
+    else:
+        told += "Each image counts by itself."
     return told + (f" Of fewer than {_FEW_UNITS} an interval is rough." if _is_few(comparison) else "")
 
 
@@ -97,7 +99,13 @@ def score_table(comparison: Comparison) -> Table:
         ("PSNR, dB", 3, first.psnr_restored_db, second.psnr_restored_db, comparison.psnr_db),
         ("SSIM", 4, first.ssim_restored, second.ssim_restored, comparison.ssim),
         ("Sharpness", 4, first.sharpness_restored, second.sharpness_restored, None),
-        ("Perceptual distance", 4, first.perceptual_restored, second.perceptual_restored, None),
+        (
+            "Perceptual distance",
+            4,
+            first.perceptual_restored,
+            second.perceptual_restored,
+            comparison.perceptual,
+        ),
         ("Time, s", 3, first.latency_s, second.latency_s, None),
     ):
         if a is not None and b is not None:

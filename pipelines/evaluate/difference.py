@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import statistics
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict
 
 from nafnet_core.bootstrap import bootstrap_interval
 from pipelines.evaluate.report import Report, comparable
-from pipelines.evaluate.summary import mean
+from pipelines.scoring import ImageScore
 
 COMPARISON_VERSION = 1
 RESAMPLES, CONFIDENCE, SEED = 10_000, 0.95, 0
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Difference(_Record):
@@ -45,6 +45,7 @@ class ImageDifference(_Record):
     ssim_a: float | None
     ssim_b: float | None
     ssim_gain: float | None
+    perceptual_gain: float | None = None
 
 
 class Comparison(_Record):
@@ -58,6 +59,8 @@ class Comparison(_Record):
     psnr_db: Difference
     ssim: Difference | None
     """None where no image is as large as SSIM's window."""
+    perceptual: Difference | None = None
+    """Below 0, B is nearer to the truth. None where it was not asked for."""
     unit: Literal["scene", "image"]
     """What was resampled: scenes where there are several and one of them has several images, which are not
     independent of each other; else images."""
@@ -79,45 +82,50 @@ def difference_of(first: Report, second: Report) -> Comparison:
     """
     comparable(first, second)
     by_key = {score.key: score for score in second.images}
-    images = []
-    for a in first.images:
-        b = by_key[a.key]
-        both = a.ssim_restored is not None and b.ssim_restored is not None
-        images.append(
-            ImageDifference(
-                key=a.key,
-                scene=a.scene,
-                psnr_a_db=a.psnr_restored_db,
-                psnr_b_db=b.psnr_restored_db,
-                psnr_gain_db=b.psnr_restored_db - a.psnr_restored_db,
-                ssim_a=a.ssim_restored,
-                ssim_b=b.ssim_restored,
-                ssim_gain=b.ssim_restored - a.ssim_restored if both else None,  # type: ignore[operator]
-            )
-        )
-    scenes = Counter(image.scene for image in images)
-    is_by_scene = 1 < len(scenes) < len(images)
-    with_ssim = [image for image in images if image.ssim_gain is not None]
-    gains = [image.psnr_gain_db for image in images]
+    images = [_image(a, by_key[a.key]) for a in first.images]
+    num_scenes = len({image.scene for image in images})
+    is_by_scene = 1 < num_scenes < len(images)
+    psnr_db = _difference(images, "psnr_gain_db", is_by_scene)
+    assert psnr_db is not None
     return Comparison(
         first=first,
         second=second,
-        psnr_db=_difference(gains, images, is_by_scene),
-        ssim=_difference([image.ssim_gain or 0.0 for image in with_ssim], with_ssim, is_by_scene)
-        if with_ssim
-        else None,
+        psnr_db=psnr_db,
+        ssim=_difference(images, "ssim_gain", is_by_scene),
+        perceptual=_difference(images, "perceptual_gain", is_by_scene),
         unit="scene" if is_by_scene else "image",
-        num_units=len(scenes) if is_by_scene else len(images),
-        num_better=sum(gain > 0 for gain in gains),
-        num_worse=sum(gain < 0 for gain in gains),
+        num_units=num_scenes if is_by_scene else len(images),
+        num_better=sum(image.psnr_gain_db > 0 for image in images),
+        num_worse=sum(image.psnr_gain_db < 0 for image in images),
         images=tuple(images),
     )
 
 
-def _difference(values: list[float], images: Sequence[ImageDifference], is_by_scene: bool) -> Difference:
-    scenes = [image.scene for image in images] if is_by_scene else None
+def _image(a: ImageScore, b: ImageScore) -> ImageDifference:
+    return ImageDifference(
+        key=a.key,
+        scene=a.scene,
+        psnr_a_db=a.psnr_restored_db,
+        psnr_b_db=b.psnr_restored_db,
+        psnr_gain_db=b.psnr_restored_db - a.psnr_restored_db,
+        ssim_a=a.ssim_restored,
+        ssim_b=b.ssim_restored,
+        ssim_gain=_gain(a.ssim_restored, b.ssim_restored),
+        perceptual_gain=_gain(a.perceptual_restored, b.perceptual_restored),
+    )
+
+
+def _gain(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else b - a
+
+
+def _difference(images: Sequence[ImageDifference], field: str, is_by_scene: bool) -> Difference | None:
+    """Of the images that have this score; None where none has."""
+    known = [(value, image.scene) for image in images if (value := getattr(image, field)) is not None]
+    if not known:
+        return None
+    values = [value for value, _ in known]
+    scenes = [scene for _, scene in known] if is_by_scene else None
     interval = bootstrap_interval(values, scenes, confidence=CONFIDENCE, resamples=RESAMPLES, seed=SEED)
     low, high = interval or (None, None)
-    found = mean(values)
-    assert found is not None
-    return Difference(mean=found, low=low, high=high)
+    return Difference(mean=statistics.fmean(values), low=low, high=high)

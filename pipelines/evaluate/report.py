@@ -21,7 +21,7 @@ PICTURE = "before_after.png"
 class Report(BaseModel):
     """Scores of one model on one data set. Means are over images."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     schema_version: int = SCHEMA_VERSION
     model: str

@@ -21,7 +21,7 @@ _EQUAL_DB = 120.0
 class Protocol(BaseModel):
     """Everything beside the data that a score depends on. Two scores compare only where these agree."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str = PROTOCOL_NAME
     version: int = PROTOCOL_VERSION
@@ -46,6 +46,8 @@ class Protocol(BaseModel):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageScore:
     """Scores of one image, before (`blurred`) and after (`restored`), against its ground truth."""
+
+    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)  # for the report's schema
 
     key: str
     scene: str
