@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import nn
 
 from nafnet_core import CapabilityError
 from nafnet_core.perceptual import read_features
+from pipelines.console import TOLD
 from pipelines.evaluate.document import Strip
 from pipelines.evaluate.drawing import draw_strip, error_map, histogram, median_of, worst_and_best
 from pipelines.evaluate.folder import PICTURES, check_out, report_folder, write_content
@@ -27,6 +29,9 @@ from pipelines.scoring.work import Scored, Scorer, restore_some, score_all
 from pipelines.store import digest_of
 from pipelines.workspace import Workspace
 
+log = logging.getLogger(__name__)
+
+_LONG_S = 10.0
 Progress = Callable[[int, int], None]
 
 
@@ -142,6 +147,9 @@ def _write(folder: Path, report: Report, scorer: Scorer, pairs: Pairs, num_worke
     wanted = sorted({*worst, *best, median})
     names = {index: f"{PICTURES}/worst-{place:02}.png" for place, index in enumerate(worst, start=1)}
     names |= {index: f"{PICTURES}/best-{place:02}.png" for place, index in enumerate(best, start=1)}
+    if report.latency_s * len(wanted) > _LONG_S:
+        line = "drawing %d images, which are restored again for it: about %.0f s of one core"
+        log.info(line, len(wanted), report.latency_s * len(wanted), extra=TOLD)
     strips: dict[int, Strip] = {}
     for index, restored in restore_some(scorer, pairs, wanted, num_workers=num_workers):
         score, pair = scores[index], pairs[index]

@@ -78,6 +78,10 @@ def test_detail_is_the_same_place_in_each_where_first_and_last_differ(tmp_path: 
         assert [corner for corner in corners if np.array_equal(detail, detail_at(image, corner))] == [
             (120, 200)
         ]
+    # Or where it is told to be.
+    path = before_after(tmp_path / "p.png", {**others, "sharp": sharp}, zoom_px=40, corner=(30, 70))
+    details = [column[LABEL + 200 + GAP :] for column in columns(read_rgb_u8(path), 3)]
+    assert np.array_equal(details[2], detail_at(sharp, (30, 70)))
 
 
 def test_picture_is_replaced(tmp_path: Path) -> None:

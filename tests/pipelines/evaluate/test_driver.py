@@ -178,6 +178,21 @@ def test_the_perceptual_distance_is_told_with_its_network(
         assert "LPIPS-like and not LPIPS" in result.path.with_name(page).read_text()
 
 
+def test_a_long_wait_for_pictures_is_announced(
+    model: LoadedModel,
+    places: Path,
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", logger="pipelines"):
+        evaluate.run(model, Pairs(places / "store"), workspace)
+        assert "drawing" not in caplog.text
+        monkeypatch.setattr("pipelines.evaluate.driver._LONG_S", 0.0)
+        evaluate.run(model, Pairs(places / "store"), workspace)
+    assert "drawing 6 images" in caplog.text
+
+
 def test_one_tiny_image_has_a_report(model: LoadedModel, workspace: Workspace, tmp_path: Path) -> None:
     from tests.pipelines.pairs import write_pairs
 
