@@ -1,4 +1,4 @@
-"""Pictures for people: labelled before/after strips and training curves, as PNG."""
+"""Pictures for people: labelled before/after strips, as PNG or JPEG, and training curves, as PNG."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def before_after(
     """Draw images of one size side by side, each over its own magnified detail, with a label each.
 
     Args:
-        path: the PNG to write.
+        path: the PNG to write, or the JPEG, by its name.
         panels: label → (H, W, 3) uint8 RGB, all of one size: the degraded one first, the sharp one last.
             Labels are ASCII.
         zoom_px: side of the detail.
@@ -63,7 +63,8 @@ def before_after(
     strips = [np.full((tall, _GAP_PX, 3), _WHITE, np.uint8) if c is None else c for c in columns[:-1]]
     make_folder(path.parent)
     with written_aside(path) as temporary:
-        temporary.write_bytes(encode_png(np.hstack(strips)))
+        drawn = np.hstack(strips)
+        temporary.write_bytes(encode_jpeg(drawn) if path.suffix == ".jpg" else encode_png(drawn))
     return path
 
 
@@ -74,6 +75,14 @@ def scored_panels(score: ImageScore, pair: Pair, restored: NDArray[np.uint8]) ->
         f"restored  {score.psnr_restored_db:.2f} dB": restored,
         "sharp (truth)": pair.gt,
     }
+
+
+def encode_jpeg(rgb_hwc_u8: NDArray[np.uint8], *, quality: int = 92) -> bytes:
+    """JPEG of an (H, W, 3) uint8 RGB array: a picture to look at, not to measure."""
+    bgr = cv2.cvtColor(np.ascontiguousarray(rgb_hwc_u8), cv2.COLOR_RGB2BGR)
+    done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return content.tobytes()
 
 
 def label_bar(text: str, width: int) -> NDArray[np.uint8]:

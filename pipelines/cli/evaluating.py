@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _SHOWN_SCENES = 5
+_MOST_WORDS = 4  # MODEL_A MODEL_B BLURRED SHARP
 _LONG_S = 60.0
 
 
@@ -50,24 +51,20 @@ class _Asked:
     "nafnet evaluate mine other test-store"
 )
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Weights file, run, or models:/NAME@ALIAS.")],
-    second: Annotated[
-        str,
+    words: Annotated[
+        list[str],
         typer.Argument(
-            metavar="[MODEL_B] DATA",
-            help="Store, folder of pairs, or folder of blurred images; or its URL. Before it, a second "
-            "model: then B is held against A, with an interval of the difference.",
+            metavar="MODEL [MODEL_B] DATA [GT]",
+            help="MODEL: weights file, run, or models:/NAME@ALIAS. DATA: store, folder of pairs, or "
+            "folder of blurred images with GT, that of the sharp ones; or their URLs. MODEL_B: held against "
+            "MODEL, with an interval of the difference; what is models:/…, ends as a weights file, or is a "
+            "run's folder or its name in the workspace, is one.",
         ),
     ],
-    third: Annotated[
-        str | None,
-        typer.Argument(metavar="[GT]", help="Folder of sharp images, to a folder of blurred ones."),
-    ] = None,
-    fourth: Annotated[str | None, typer.Argument(hidden=True)] = None,
     perceptual: Annotated[
         bool,
         typer.Option(
-            "--perceptual", help="Distance of features too: LPIPS-like, not LPIPS; some seconds an image."
+            "--perceptual", help="Distance of features too: LPIPS-like, not LPIPS; a second a megapixel."
         ),
     ] = False,
     workers: Annotated[
@@ -103,7 +100,7 @@ def evaluate(
         from pipelines.models import open_model
 
         place = Workspace.find(workspace)
-        asked = _asked([word for word in (model, second, third, fourth) if word is not None], place)
+        asked = _asked(words, place)
         judge = stage.installed_judge() if perceptual else None
         loaded = [open_model(spec, place, train_patch_px=train_patch) for spec in asked.models]
         pairs = stage.Pairs(asked.data, asked.gt)
@@ -133,8 +130,8 @@ def evaluate(
     print_lines(f"Report: {shown / f'{stem}.html'} (also .md, .json, images.csv)")
     if len(loaded) == 1:
         print_lines(f"Picture: {shown / scored.picture.name}")
-        if asked.gt is None and not model.startswith("models:/"):
-            print_lines(f"Next: nafnet registry register {model} --on {pairs.label}")
+        if asked.gt is None and not words[0].startswith("models:/"):
+            print_lines(f"Next: nafnet registry register {words[0]} --on {pairs.label}")
 
 
 def _asked(words: list[str], workspace: Workspace) -> _Asked:
@@ -142,6 +139,12 @@ def _asked(words: list[str], workspace: Workspace) -> _Asked:
     from pipelines.models import is_model
     from pipelines.urls import is_url
 
+    if not 2 <= len(words) <= _MOST_WORDS:
+        raise InputError(
+            "a model and what to score it on",
+            expected="MODEL DATA, MODEL BLURRED SHARP, or either with a second model after the first",
+            got=" ".join(words),
+        )
     first, second, *rest = words
     if is_model(second, workspace):
         if not rest:

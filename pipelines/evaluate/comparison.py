@@ -96,7 +96,7 @@ def _draw(
             f"B  {image.psnr_b_db:.2f} dB": restored_b,
             "sharp (truth)": pair.gt,
         }
-        file = f"{PICTURES}/{shown.index(index) + 1:02}.png"
+        file = f"{PICTURES}/{shown.index(index) + 1:02}.jpg"
         drawn = draw_strip(folder / file, panels, lq=pair.lq, gt=pair.gt)
         strips[index] = Strip(file, f"{image.key}: B {image.psnr_gain_db:+.2f} dB over A", drawn)
     return [strips[index] for index in shown]

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.evaluate.document import Panel
-from pipelines.pictures import before_after, detail_corner
+from pipelines.pictures import before_after, detail_corner, encode_jpeg
 
 MOST_SHOWN = 10
 ERROR_SCALE_LEVELS = 32
 """Mean difference of the three channels that is drawn brightest: an eighth of the range. The same in every
 report, so that maps can be compared."""
+ERROR_LABEL = f"error, 0-{ERROR_SCALE_LEVELS} levels"
 _OVERVIEW_PX, _DETAIL_PX = 320, 160
 _OVERVIEW_QUALITY, _DETAIL_QUALITY = 82, 90
 _BINS = 30
@@ -62,12 +63,12 @@ def error_map(restored: Image, gt: Image) -> Image:
 
 
 def draw_strip(path: Path, panels: Mapping[str, Image], *, lq: Image, gt: Image) -> list[Panel]:
-    """Write a strip as a PNG, and return its panels small enough for a page.
+    """Write a strip as a JPEG, and return its panels small enough for a page.
 
     All show the detail where blurring cost most.
 
     Args:
-        path: the PNG.
+        path: the JPEG.
         panels: label → (H, W, 3) uint8 RGB, all of one size.
         lq, gt: degraded and sharp image of that size.
     """
@@ -77,8 +78,8 @@ def draw_strip(path: Path, panels: Mapping[str, Image], *, lq: Image, gt: Image)
     drawn = []
     for label, image in panels.items():
         detail = image[top : top + side, left : left + side]
-        overview = _jpeg(_shrunk(image), _OVERVIEW_QUALITY)
-        drawn.append(Panel(label, overview, _jpeg(detail, _DETAIL_QUALITY)))
+        overview = encode_jpeg(_shrunk(image), quality=_OVERVIEW_QUALITY)
+        drawn.append(Panel(label, overview, encode_jpeg(detail, quality=_DETAIL_QUALITY)))
     return drawn
 
 
@@ -109,13 +110,3 @@ def _shrunk(image: Image) -> Image:
         return image
     size = (_OVERVIEW_PX, max(1, round(height * _OVERVIEW_PX / width)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
-
-
-def _jpeg(rgb: Image, quality: int) -> bytes:
-    done, content = cv2.imencode(
-        ".jpg",
-        cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGR),
-        [cv2.IMWRITE_JPEG_QUALITY, quality],
-    )
-    assert done
-    return content.tobytes()

@@ -14,7 +14,14 @@ from nafnet_core import CapabilityError
 from nafnet_core.perceptual import read_features
 from pipelines.console import TOLD
 from pipelines.evaluate.document import Strip
-from pipelines.evaluate.drawing import draw_strip, error_map, histogram, median_of, worst_and_best
+from pipelines.evaluate.drawing import (
+    ERROR_LABEL,
+    draw_strip,
+    error_map,
+    histogram,
+    median_of,
+    worst_and_best,
+)
 from pipelines.evaluate.folder import PICTURES, check_out, report_folder, write_content
 from pipelines.evaluate.pages import HISTOGRAM, report_document
 from pipelines.evaluate.report import PICTURE, REPORT, Report, protocol_of, report_path
@@ -145,8 +152,8 @@ def _write(folder: Path, report: Report, scorer: Scorer, pairs: Pairs, num_worke
     worst, best = worst_and_best(gains, [score.key for score in scores])
     median = median_of(gains)
     wanted = sorted({*worst, *best, median})
-    names = {index: f"{PICTURES}/worst-{place:02}.png" for place, index in enumerate(worst, start=1)}
-    names |= {index: f"{PICTURES}/best-{place:02}.png" for place, index in enumerate(best, start=1)}
+    names = {index: f"{PICTURES}/worst-{place:02}.jpg" for place, index in enumerate(worst, start=1)}
+    names |= {index: f"{PICTURES}/best-{place:02}.jpg" for place, index in enumerate(best, start=1)}
     if report.latency_s * len(wanted) > _LONG_S:
         line = "drawing %d images, which are restored again for it: about %.0f s of one core"
         log.info(line, len(wanted), report.latency_s * len(wanted), extra=TOLD)
@@ -157,7 +164,7 @@ def _write(folder: Path, report: Report, scorer: Scorer, pairs: Pairs, num_worke
         if index == median:
             before_after(folder / PICTURE, panels)
         if index in names:
-            panels["error"] = error_map(restored, pair.gt)
+            panels[ERROR_LABEL] = error_map(restored, pair.gt)
             drawn = draw_strip(folder / names[index], panels, lq=pair.lq, gt=pair.gt)
             strips[index] = Strip(names[index], _title(score), drawn)
     gains_png = histogram(gains, label="gain, dB")

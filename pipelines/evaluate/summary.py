@@ -15,7 +15,7 @@ BLUR_RULE = (
     "Thirds of the images by the detail that the blur took: one minus the ratio of the root mean square "
     "gradients of blurred and sharp luma, 0 for none and 1 where no edge is left. Images whose truth is "
     "flat are in none. Not by the PSNR of the blurred input: it is low where there is much texture, and the "
-    "gain is counted from it"
+    "gain is counted from it. Noise in the blurred image counts as detail"
 )
 _THIRDS = ("weak", "medium", "strong")
 _PERCENTILES = {"min": 0, "p5": 5, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "max": 100}

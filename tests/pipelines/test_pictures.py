@@ -84,6 +84,13 @@ def test_detail_is_the_same_place_in_each_where_first_and_last_differ(tmp_path: 
     assert np.array_equal(details[2], detail_at(sharp, (30, 70)))
 
 
+def test_a_jpeg_by_its_name_is_smaller_and_looks_the_same(tmp_path: Path) -> None:
+    panels = {"a": piece(0, 200, 300), "b": piece(1, 200, 300)}
+    png, jpeg = (before_after(tmp_path / f"p.{kind}", panels) for kind in ("png", "jpg"))
+    assert jpeg.read_bytes()[:2] == b"\xff\xd8" and jpeg.stat().st_size < png.stat().st_size / 2
+    assert np.abs(read_rgb_u8(png).astype(int) - read_rgb_u8(jpeg)).mean() < 3
+
+
 def test_picture_is_replaced(tmp_path: Path) -> None:
     first = read_rgb_u8(before_after(tmp_path / "p.png", panels(72, 96)))
     second = read_rgb_u8(before_after(tmp_path / "p.png", {"only": piece(3)}))

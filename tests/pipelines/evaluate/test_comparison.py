@@ -128,12 +128,12 @@ def test_a_comparison_is_a_folder_beside_both_reports(
     assert found.unit == "scene" and found.num_units == 3
     assert Comparison.model_validate(json.loads(result.path.read_text())) == found
     names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
-    assert names == {f"pictures/{place:02}.png" for place in range(1, 7)} | {
+    assert names == {f"pictures/{place:02}.jpg" for place in range(1, 7)} | {
         "comparison.json", "comparison.md", "comparison.html", "images.csv", "difference.png",
     }  # fmt: skip
     largest = max(found.images, key=lambda image: abs(image.psnr_gain_db))
     page = (tmp_path / "out" / "comparison.md").read_text()
-    assert page.index(f"{largest.key}: B") < page.index("pictures/01.png") < page.index("pictures/02.png")
+    assert page.index(f"{largest.key}: B") < page.index("pictures/01.jpg") < page.index("pictures/02.jpg")
 
 
 def test_a_model_against_itself_has_no_difference(

@@ -73,7 +73,7 @@ def test_a_report_is_a_folder_with_all_that_it_names(
     out = tmp_path / "reports" / "mine"
     result = evaluate.run(model, Pairs(places / "store"), workspace, out=out)
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    strips = {f"pictures/{which}-{place:02}.png" for which in ("worst", "best") for place in (1, 2, 3)}
+    strips = {f"pictures/{which}-{place:02}.jpg" for which in ("worst", "best") for place in (1, 2, 3)}
     assert names == strips | {
         "report.json", "report.md", "report.html", "images.csv", "gain.png", "before_after.png",
     }  # fmt: skip
@@ -98,9 +98,9 @@ def test_a_report_takes_the_place_of_the_one_before(
 ) -> None:
     out = tmp_path / "out"
     evaluate.run(model, Pairs(places / "pairs"), workspace, out=out)
-    (out / "pictures" / "stray.png").touch()
+    (out / "pictures" / "stray.jpg").touch()
     assert evaluate.run(model, Pairs(places / "pairs"), workspace, out=out).path.is_file()
-    assert not (out / "pictures" / "stray.png").exists()
+    assert not (out / "pictures" / "stray.jpg").exists()
     assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
     assert len(list(workspace.reports.iterdir())) == 1
 

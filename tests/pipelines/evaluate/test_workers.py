@@ -41,7 +41,7 @@ def test_workers_have_the_scores_of_one_process(
     torch.set_num_threads(2)
     try:
         alone = evaluate.run(model, Pairs(*names), workspace, judge=judge)
-        pictures = {path.name: path.read_bytes() for path in alone.path.parent.rglob("*.png")}
+        pictures = {path.name: path.read_bytes() for path in alone.path.parent.rglob("*.*g")}
         done: list[tuple[int, int]] = []
         many = evaluate.run(
             model,
@@ -54,7 +54,7 @@ def test_workers_have_the_scores_of_one_process(
     finally:
         torch.set_num_threads(1)
     assert many.report.model_dump(exclude=_MEASURED) == alone.report.model_dump(exclude=_MEASURED)
-    assert {path.name: path.read_bytes() for path in many.path.parent.rglob("*.png")} == pictures
+    assert {path.name: path.read_bytes() for path in many.path.parent.rglob("*.*g")} == pictures
     assert done == [(number, 6) for number in range(1, 7)]
     assert many.report.num_workers == 2 and alone.report.num_workers is None
     assert "on 2 workers, each on one thread" in many.path.with_name("report.md").read_text()
