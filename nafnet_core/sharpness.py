@@ -76,7 +76,7 @@ def detail_lost(lq_hw_u8: NDArray[np.uint8], gt_hw_u8: NDArray[np.uint8]) -> flo
     return 1 - math.sqrt(energies[0] / energies[1]) if energies[1] else math.nan
 
 
-def _slope(image: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+def _slope(image: cv2.typing.MatLike, axis: int) -> NDArray[np.float32]:
     """Sobel's derivative along an axis, eight times the slope."""
     return cv2.Sobel(image, cv2.CV_32F, axis, 1 - axis, borderType=cv2.BORDER_REFLECT)  # type: ignore
 

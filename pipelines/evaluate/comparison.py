@@ -14,8 +14,10 @@ from pipelines.evaluate.driver import Judge, Progress, run, scorer_of
 from pipelines.evaluate.folder import PICTURES, check_out, report_folder, write_content
 from pipelines.evaluate.report import report_path
 from pipelines.models import LoadedModel
+from pipelines.png import decode_png, encode_png
 from pipelines.scoring.pairs import Pairs
 from pipelines.scoring.work import restore_some
+from pipelines.scratch import scratch_folder
 from pipelines.workspace import Workspace
 
 COMPARISON = "comparison.json"
@@ -83,22 +85,24 @@ def _draw(
     pairs: Pairs,
     num_workers: int | None,
 ) -> list[Strip]:
-    """Strips of the images that differ most. All of model A's are kept until B's come: ten at most."""
+    """Strips of the images that differ most. What A makes of them waits on the disk for B's."""
     images = comparison.images
     shown = most_different([image.psnr_gain_db for image in images], [image.key for image in images])
-    indices = sorted(shown)
-    restored_a = dict(restore_some(scorer_of(models[0]), pairs, indices, num_workers=num_workers))
+    scorer_a, scorer_b = map(scorer_of, models)
     strips: dict[int, Strip] = {}
-    for index, restored_b in restore_some(scorer_of(models[1]), pairs, indices, num_workers=num_workers):
-        image, pair = images[index], pairs[index]
-        panels = {
-            f"A  {image.psnr_a_db:.2f} dB": restored_a.pop(index),
-            f"B  {image.psnr_b_db:.2f} dB": restored_b,
-            "sharp (truth)": pair.gt,
-        }
-        file = f"{PICTURES}/{shown.index(index) + 1:02}.jpg"
-        drawn = draw_strip(folder / file, panels, lq=pair.lq, gt=pair.gt)
-        strips[index] = Strip(file, f"{image.key}: B {image.psnr_gain_db:+.2f} dB over A", drawn)
+    with scratch_folder() as scratch:
+        for index, restored in restore_some(scorer_a, pairs, sorted(shown), num_workers=num_workers):
+            (scratch / str(index)).write_bytes(encode_png(restored))
+        for index, restored in restore_some(scorer_b, pairs, sorted(shown), num_workers=num_workers):
+            image, pair = images[index], pairs[index]
+            panels = {
+                f"A  {image.psnr_a_db:.2f} dB": decode_png((scratch / str(index)).read_bytes()),
+                f"B  {image.psnr_b_db:.2f} dB": restored,
+                "sharp (truth)": pair.gt,
+            }
+            file = f"{PICTURES}/{shown.index(index) + 1:02}.jpg"
+            drawn = draw_strip(folder / file, panels, lq=pair.lq, gt=pair.gt)
+            strips[index] = Strip(file, f"{image.key}: B {image.psnr_gain_db:+.2f} dB over A", drawn)
     return [strips[index] for index in shown]
 
 

@@ -18,6 +18,7 @@ from pipelines.models import LoadedModel, open_model
 from pipelines.scoring.work import Scorer, score_all
 from pipelines.workspace import Workspace
 from tests.nafnet_core.networks import SMALL, lively_network
+from tests.pipelines.buckets import Server
 from tests.pipelines.pairs import write_pairs
 
 _MEASURED = {"latency_s", "peak_memory_mib", "num_workers"}
@@ -71,6 +72,19 @@ def test_a_damaged_image_is_one_line_from_a_worker(
     with pytest.raises(InputError, match=r"sharp/a/2\.png") as found:
         evaluate.run(model, Pairs(tmp_path / "pairs"), workspace, num_workers=2)
     assert "\n" not in str(found.value) and "Traceback" not in str(found.value)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_workers_read_from_a_bucket(
+    model: LoadedModel, places: Path, workspace: Workspace, s3: Server, bucket: str
+) -> None:
+    alone = evaluate.run(model, Pairs(places / "store"), workspace).report
+    for name in ("store", "pairs"):
+        url = s3.upload(places / name, f"{bucket}/{name}")
+        many = evaluate.run(model, Pairs(url), workspace, num_workers=2).report
+        assert (many.images, many.data_digest) == (alone.images, alone.data_digest)
 
 
 def test_a_node_that_does_not_see_the_pairs_says_so(places: Path, tmp_path: Path) -> None:
