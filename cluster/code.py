@@ -20,13 +20,16 @@ _DRIVER_ONLY = (
     "cluster/kuberay.py",
     "cluster/launch_file.py",
     "cluster/launcher.py",
+    "nafnet_core/bootstrap.py",
     "pipelines/cli",
     "pipelines/config/cluster.py",
     "pipelines/demo.py",
     "pipelines/evaluate",
     "pipelines/gate.py",
     "pipelines/inspect",
+    "pipelines/pyfunc.py",
     "pipelines/registry",
+    "pipelines/restore.py",
 )
 
 
