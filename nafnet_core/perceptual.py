@@ -42,6 +42,7 @@ _LITE0_BLOCKS = (
 )
 _LITE0_TAPS = (0, 2, 4, 10)  # the last block at a half, a quarter, an eighth and a sixteenth
 _BATCH_NORM_EPS = 1e-3
+_TINY = 1e-10  # as upstream: features of length 0 stay 0
 
 
 class PerceptualLoss(nn.Module):
@@ -61,6 +62,28 @@ class PerceptualLoss(nn.Module):
                 for found, target in zip(self.features(restored.float()), targets, strict=True)
             ]
         return torch.stack(terms).mean(dim=0)
+
+
+@torch.inference_mode()
+def feature_distance(features: nn.Module, restored: Tensor, gt: Tensor) -> Tensor:
+    """Perceptual distance as LPIPS takes it (Zhang et al., CVPR 2018, equation 1), with all weights 1.
+
+    At each place the features of a map are scaled to length one, and their squared differences summed;
+    averaged over places, summed over maps. The published LPIPS has other networks, and weights that were
+    fitted to people's judgements: values of the two cannot be compared.
+
+    Args:
+        features: what `read_features` returns.
+        restored, gt: (N, 3, H, W), RGB in 0…1, of one shape.
+
+    Returns:
+        (N,) fp32, 0 where the two are equal; at most 4 a map.
+    """
+    total = torch.zeros(len(gt))
+    for found, target in zip(features(restored), features(gt), strict=True):
+        difference = F.normalize(found, dim=1, eps=_TINY) - F.normalize(target, dim=1, eps=_TINY)
+        total = total + difference.square().sum(dim=1).mean(dim=(1, 2))
+    return total
 
 
 class VGG19Features(nn.Module):

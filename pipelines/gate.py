@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nafnet_core import GateError, InputError
 from nafnet_core.tiling import restore_image
-from pipelines.evaluate import Pairs, Report
+from pipelines.evaluate import Pairs, Report, comparable
 from pipelines.models import LoadedModel
 
 _TIMED_IMAGES, _TIMED_SIDE_PX, _ROUNDS, _ATTEMPTS = 3, 512, 5, 3
@@ -200,22 +200,6 @@ def failed(checks: Sequence[Check]) -> list[str]:
 def image_gains(candidate: Report, champion: Report | None) -> dict[str, float]:
     """Image → PSNR, dB, over the champion's of the same image, or over the blurred input's without one."""
     if champion is None:
-        return {
-            image["key"]: image["psnr_restored_db"] - image["psnr_blurred_db"] for image in candidate.images
-        }
-    base = {image["key"]: image["psnr_restored_db"] for image in champion.images}
-    return {image["key"]: image["psnr_restored_db"] - base[image["key"]] for image in candidate.images}
-
-
-def comparable(first: Report, second: Report) -> None:
-    """Refuse two reports of different data or protocols. Raises `InputError`, which names the difference."""
-    if first.data_digest != second.data_digest:
-        raise InputError(
-            "the two reports are of different data",
-            expected=f"digest {first.data_digest[:12]}",
-            got=f"digest {second.data_digest[:12]}",
-            fix="Evaluate both on the same store",
-        )
-    difference = first.protocol.difference(second.protocol)
-    if difference:
-        raise InputError("the two reports follow different protocols", got=difference)
+        return {image.key: image.gain_db for image in candidate.images}
+    base = {image.key: image.psnr_restored_db for image in champion.images}
+    return {image.key: image.psnr_restored_db - base[image.key] for image in candidate.images}

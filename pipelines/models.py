@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 REGISTERED_NAME = "nafnet-deblur"
 CHAMPION = f"models:/{REGISTERED_NAME}@champion"
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 WEIGHTS_IN_VERSION = "artifacts/model.safetensors"
 _NO_ANSWER = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR")
 # MLflow's answers to an alias of no model, and to no such alias of a model.
@@ -99,6 +100,30 @@ def find_weights(spec: str | None, workspace: Workspace) -> tuple[str, Path]:
     if path.is_dir():
         raise InputError("no checkpoints in this folder", file=path, expected="a training run")
     return path.name, path
+
+
+def is_model(spec: str, workspace: Workspace) -> bool:
+    """Whether a text names a model, where it might name a folder of images or a store as well.
+
+    It does if it is `models:/…`, ends as a weights file does, or is a run's folder; or the name of a run in
+    the workspace, unless there is something of that name here.
+
+    Raises:
+        InputError: both, a run in the workspace and something else here.
+    """
+    if spec.startswith("models:/") or spec.endswith(WEIGHT_SUFFIXES):
+        return True
+    path = Path(spec)
+    if (path / "checkpoints" / LEDGER).is_file():
+        return True
+    is_name = path.name == spec and (workspace.run_dir(spec) / "checkpoints" / LEDGER).is_file()
+    if is_name and path.exists():
+        raise InputError(
+            "this is a run in the workspace, and something else here as well",
+            got=spec,
+            fix=f"Write {workspace.run_dir(spec)} for the run, ./{spec} for what is here",
+        )
+    return is_name
 
 
 def alias_version(client: MlflowClient, alias: str) -> int | None:

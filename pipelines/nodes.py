@@ -14,7 +14,8 @@ from pathlib import Path
 from nafnet_core import InputError
 from pipelines.sources import PairRef
 from pipelines.sources.lmdbs import LmdbImage
-from pipelines.storage import LocalFolder, RemoteFolder
+from pipelines.storage import LocalFolder, RemoteFolder, folder
+from pipelines.store import is_store, opened_store
 
 _MARK = "run.txt"
 _WAIT_S = 5.0  # network disks may show a new file late
@@ -56,6 +57,18 @@ def check_images(images: Iterable[object]) -> None:
             file=min(str(folder) for folder in folders),
             got=f"none on {socket.gethostname()}",
             fix="Put them on storage that all nodes share, or name a URL",
+        )
+
+
+def check_store(root: str, digest: str) -> None:
+    """Raise `InputError` where a store on a disk is not on this node, or is another one there."""
+    place = folder(root)
+    if isinstance(place, LocalFolder) and not (is_store(root) and opened_store(root).digest == digest):
+        raise InputError(
+            "the nodes of this cluster do not share the folder of the store",
+            file=root,
+            got=f"another one, or none, on {socket.gethostname()}",
+            fix="Put it on storage that all nodes share, or name a URL",
         )
 
 

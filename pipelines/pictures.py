@@ -1,4 +1,4 @@
-"""Pictures for people: labelled before/after strips and training curves, as PNG."""
+"""Pictures for people: labelled before/after strips, as PNG or JPEG, and training curves, as PNG."""
 
 from __future__ import annotations
 
@@ -34,20 +34,23 @@ def before_after(
     *,
     zoom_px: int = 160,
     max_width_px: int = 480,
+    corner: tuple[int, int] | None = None,
 ) -> Path:
     """Draw images of one size side by side, each over its own magnified detail, with a label each.
 
     Args:
-        path: the PNG to write.
+        path: the PNG to write, or the JPEG, by its name.
         panels: label → (H, W, 3) uint8 RGB, all of one size: the degraded one first, the sharp one last.
             Labels are ASCII.
-        zoom_px: side of the detail, which is the square where the first and the last panel differ most.
+        zoom_px: side of the detail.
         max_width_px: wider images are shown shrunk; the detail is not.
+        corner: top and left of the detail; None takes the square where the first and the last panel differ
+            most.
     """
     height, width = next(iter(panels.values())).shape[:2]
     side = min(zoom_px, height, width)
     images = list(panels.values())
-    top, left = _most_blurred(images[0], images[-1], side)
+    top, left = corner or detail_corner(images[0], images[-1], side)
     shown_width = min(width, max_width_px)
     columns = []
     for label, image in panels.items():
@@ -60,7 +63,8 @@ def before_after(
     strips = [np.full((tall, _GAP_PX, 3), _WHITE, np.uint8) if c is None else c for c in columns[:-1]]
     make_folder(path.parent)
     with written_aside(path) as temporary:
-        temporary.write_bytes(encode_png(np.hstack(strips)))
+        drawn = np.hstack(strips)
+        temporary.write_bytes(encode_jpeg(drawn) if path.suffix == ".jpg" else encode_png(drawn))
     return path
 
 
@@ -71,6 +75,14 @@ def scored_panels(score: ImageScore, pair: Pair, restored: NDArray[np.uint8]) ->
         f"restored  {score.psnr_restored_db:.2f} dB": restored,
         "sharp (truth)": pair.gt,
     }
+
+
+def encode_jpeg(rgb_hwc_u8: NDArray[np.uint8], *, quality: int = 92) -> bytes:
+    """JPEG of an (H, W, 3) uint8 RGB array: a picture to look at, not to measure."""
+    bgr = cv2.cvtColor(np.ascontiguousarray(rgb_hwc_u8), cv2.COLOR_RGB2BGR)
+    done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return content.tobytes()
 
 
 def label_bar(text: str, width: int) -> NDArray[np.uint8]:
@@ -170,8 +182,8 @@ def _as_one(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     return kept, marks
 
 
-def _most_blurred(lq: NDArray[np.uint8], gt: NDArray[np.uint8], side: int) -> tuple[int, int]:
-    """Corner of the square where blurring cost most, on a coarse grid: never blank sky."""
+def detail_corner(lq: NDArray[np.uint8], gt: NDArray[np.uint8], side: int) -> tuple[int, int]:
+    """Top and left of the square where blurring cost most, on a coarse grid: never blank sky."""
     lost = cv2.absdiff(lq, gt).mean(axis=2)
     step = max(1, side // 4)
     corners = [

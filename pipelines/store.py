@@ -266,7 +266,7 @@ def patch_box(size: tuple[int, int], top_share: float, left_share: float, patch_
 
 
 @lru_cache(maxsize=64)
-def opened_store(root: Path) -> PairStore:
+def opened_store(root: str | Path) -> PairStore:
     """A store that stays open for the life of the process, for tasks that would each open its shards anew."""
     return PairStore(root)
 

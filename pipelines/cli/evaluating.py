@@ -2,53 +2,231 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nafnet_core.errors import InputError
 from pipelines import console
 from pipelines.cli.shared import (
+    AddressOption,
     JsonOption,
     TrainPatchOption,
     WorkspaceOption,
+    counted,
+    on_a_disk,
     output_to,
     print_lines,
-    score_table,
 )
 from pipelines.workspace import Workspace
 
+if TYPE_CHECKING:
+    from pipelines.evaluate import CompareResult, EvaluateResult
+
 app = typer.Typer()
 
+_SHOWN_SCENES = 5
+_MOST_WORDS = 4  # MODEL_A MODEL_B BLURRED SHARP
+_LONG_S = 60.0
 
-@app.command(epilog="Example: nafnet evaluate mine test-store")
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the words after `evaluate` mean."""
+
+    models: tuple[str, ...]
+    """One, or A and B."""
+    data: str
+    gt: str | None
+
+
+@app.command(
+    epilog="Examples: nafnet evaluate mine test-store; nafnet evaluate mine blurred sharp --workers 8; "
+    "nafnet evaluate mine other test-store"
+)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Weights file, run, or models:/NAME@ALIAS.")],
-    data: Annotated[
-        str, typer.Argument(help="Store, folder of pairs, or folder of blurred images; or its URL.")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL [MODEL_B] DATA [GT]",
+            help="MODEL: weights file, run, or models:/NAME@ALIAS. DATA: store, folder of pairs, or "
+            "folder of blurred images with GT, that of the sharp ones; or their URLs. MODEL_B: held against "
+            "MODEL, with an interval of the difference; what is models:/…, ends as a weights file, or is a "
+            "run's folder or its name in the workspace, is one.",
+        ),
     ],
-    gt: Annotated[
-        str | None, typer.Argument(help="Folder of sharp images, to a folder of blurred ones.")
+    perceptual: Annotated[
+        bool,
+        typer.Option(
+            "--perceptual", help="Distance of features too: LPIPS-like, not LPIPS; a second a megapixel."
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Score on so many Ray workers at once, a core each; the scores are the same. [default: "
+            "none, or with --address one for each of the cluster's cores]",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for a copy of the report; an earlier report there is replaced.",
+            parser=on_a_disk,
+            metavar="PATH",
+        ),
     ] = None,
     train_patch: TrainPatchOption = None,
     workspace: WorkspaceOption = None,
+    address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model on pairs that it was not trained on: PSNR, SSIM, latency."""
+    """Score a model on pairs that it was not trained on, or two models side by side.
+
+    PSNR, SSIM, sharpness, the distribution, by scene and by strength of the blur; latency and memory. The
+    report is a folder: report.json, report.md, report.html, images.csv, pictures.
+    """
     with output_to(as_json) as output:
         from pipelines import evaluate as stage
         from pipelines.models import open_model
 
         place = Workspace.find(workspace)
-        loaded = open_model(model, place, train_patch_px=train_patch)
-        pairs = stage.Pairs(data, gt)
-        with console.progress("evaluate", "images") as update:
-            result = stage.run(loaded, pairs, place.make(), on_progress=update)
+        asked = _asked(words, place)
+        judge = stage.installed_judge() if perceptual else None
+        loaded = [open_model(spec, place, train_patch_px=train_patch) for spec in asked.models]
+        pairs = stage.Pairs(asked.data, asked.gt)
+        start = time.monotonic()
+        with (
+            _workers(workers, address, len(pairs)) as num_workers,
+            console.progress("evaluate", "images") as update,
+        ):
+            given = (*loaded, pairs, place.make())
+            options = {"on_progress": update, "judge": judge, "num_workers": num_workers, "out": out}
+            if len(loaded) == 2:
+                compared = stage.compare(*given, **options)  # type: ignore[arg-type]
+            else:
+                scored = stage.run(*given, **options)  # type: ignore[arg-type]
         if output.as_json:
-            output.print_json(result.report.model_dump())
+            content = compared.comparison if len(loaded) == 2 else scored.report
+            output.print_json(content.model_dump())
             return
-    statistics = "off" if loaded.train_patch_px is None else f"on, patch {loaded.train_patch_px} px"
-    score_table(f"{result.report.model} on {result.report.num_images} images", result.report)
-    print_lines(f"Local statistics: {statistics}")
-    print_lines(f"Report: {result.path}", f"Picture: {result.picture}")
-    if gt is None and not model.startswith("models:/"):
-        print_lines(f"Next: nafnet registry register {model} --on {pairs.label}")
+    if len(loaded) == 2:
+        _tell_comparison(compared)
+        folder = compared.path.parent
+    else:
+        _tell_report(scored, is_slow=num_workers is None and time.monotonic() - start > _LONG_S)
+        folder = scored.path.parent
+    stem = "comparison" if len(loaded) == 2 else "report"
+    shown = folder if out is None else out
+    print_lines(f"Report: {shown / f'{stem}.html'} (also .md, .json, images.csv)")
+    if len(loaded) == 1:
+        print_lines(f"Picture: {shown / scored.picture.name}")
+        if asked.gt is None and not words[0].startswith("models:/"):
+            print_lines(f"Next: nafnet registry register {words[0]} --on {pairs.label}")
+
+
+def _asked(words: list[str], workspace: Workspace) -> _Asked:
+    """MODEL [MODEL_B] DATA [GT]: what the second word is, decides."""
+    from pipelines.models import is_model
+    from pipelines.urls import is_url
+
+    if not 2 <= len(words) <= _MOST_WORDS:
+        raise InputError(
+            "a model and what to score it on",
+            expected="MODEL DATA, MODEL BLURRED SHARP, or either with a second model after the first",
+            got=" ".join(words),
+        )
+    first, second, *rest = words
+    if is_model(second, workspace):
+        if not rest:
+            raise InputError(
+                "two models, and nothing to score them on",
+                got=f"{first} and {second}",
+                fix="nafnet evaluate MODEL_A MODEL_B DATA",
+            )
+        return _Asked((first, second), rest[0], rest[1] if len(rest) > 1 else None)
+    if len(rest) > 1:
+        raise InputError(
+            "four places, and the second is no model",
+            got=second,
+            expected="MODEL_A MODEL_B BLURRED SHARP",
+            fix="A run by its name or folder, a weights file, or models:/NAME@ALIAS",
+        )
+    if rest and not is_url(second) and not Path(second).exists():
+        raise InputError(
+            "neither a second model nor a folder of blurred images",
+            file=second,
+            expected="a run, a weights file, models:/NAME@ALIAS, or a folder",
+            fix="`nafnet registry list` shows what is registered",
+        )
+    return _Asked((first,), second, rest[0] if rest else None)
+
+
+@contextmanager
+def _workers(wanted: int | None, address: str | None, num_pairs: int) -> Iterator[int | None]:
+    """Connect to Ray where it is wanted; yields the number of workers, None for this process alone."""
+    if wanted is None and address is None:
+        yield None
+        return
+    from cluster.connect import connect
+
+    with connect(address):
+        import ray
+
+        yield min(wanted or max(1, int(ray.cluster_resources().get("CPU", 1))), num_pairs)
+
+
+def _tell_report(result: EvaluateResult, *, is_slow: bool) -> None:
+    from pipelines.evaluate.pages import distribution_table, score_table, time_told
+
+    report = result.report
+    title = f"{report.model} on {counted(report.num_images, 'image')}"
+    scores, spread = score_table(report), distribution_table(report.distributions)
+    console.table(title, scores.columns, scores.rows)
+    console.table(spread.caption, spread.columns, spread.rows)
+    if len(report.by_blur) > 1:
+        rows = [
+            [
+                g.name,
+                g.num_images,
+                f"{g.psnr_blurred_db:.2f}",
+                f"{g.psnr_restored_db:.2f}",
+                f"{g.gain_db:+.2f}",
+            ]
+            for g in report.by_blur
+        ]
+        console.table(
+            "By strength of the blur", ["", "images", "blurred, dB", "restored, dB", "gain, dB"], rows
+        )
+    if len(report.by_scene) > 1:
+        worst = sorted(report.by_scene, key=lambda group: group.gain_db)[:_SHOWN_SCENES]
+        rows = [[group.name, group.num_images, f"{group.gain_db:+.2f}"] for group in worst]
+        title = f"{len(worst)} of {len(report.by_scene)} scenes, the lowest gain first"
+        console.table(title, ["", "images", "gain, dB"], rows)
+    statistics = "off" if report.train_patch_px is None else f"on, patch {report.train_patch_px} px"
+    print_lines(time_told(report), f"Local statistics: {statistics}")
+    if is_slow and len(os.sched_getaffinity(0)) > 1:
+        print_lines("With --workers N, on N cores, it takes an N-th of the time; the scores are the same.")
+
+
+def _tell_comparison(result: CompareResult) -> None:
+    from pipelines.evaluate.comparison_page import group_rows, interval_told, score_table, verdict
+
+    compared = result.comparison
+    scores = score_table(compared)
+    title = f"{counted(len(compared.images), 'image')} of {compared.first.data}"
+    console.table(title, scores.columns, scores.rows)
+    if len(compared.first.by_blur) > 1:
+        columns = ["", "images", "A, dB", "B, dB", "B over A"]
+        console.table("By strength of the blur", columns, group_rows(compared, "by_blur"))
+    print_lines(f"A: {compared.first.model}. B: {compared.second.model}.")
+    print_lines(verdict(compared), interval_told(compared))

@@ -215,7 +215,7 @@ def _print_comparison(first: str, second: str, compared: Comparison) -> None:
     better, worse = compared.count(), compared.count(worse_by_db=0)
     print_lines(f"B is better on {better} of {a.num_images}, worse on {worse}, by more than 0.5 dB on "
                 f"{compared.count(worse_by_db=0.5)}.")  # fmt: skip
-    scores = [{image["key"]: image["psnr_restored_db"] for image in report.images} for report in (a, b)]
+    scores = [{image.key: image.psnr_restored_db for image in report.images} for report in (a, b)]
     worst = [name for name in list(compared.gains_db)[:_WORST] if compared.gains_db[name] < 0]
     if worst:
         rows = [

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pipelines.evaluate import Report
 
 
-def _on_a_disk(text: str) -> Path:
-    # As a path, a URL would become a folder `s3:`.
+def on_a_disk(text: str) -> Path:
+    """A path of an option; as one, a URL would become a folder `s3:`."""
     if is_url(text):
         raise InputError(
             "this must be on a disk", file=public(text), fix="Name a folder, and copy it afterwards"
@@ -35,7 +35,7 @@ WorkspaceOption = Annotated[
         "--workspace",
         help="Where runs and the MLflow data base live.",
         envvar="NAFNET_WORKSPACE",
-        parser=_on_a_disk,
+        parser=on_a_disk,
         metavar="PATH",
     ),
 ]
@@ -57,7 +57,7 @@ TrainPatchOption = Annotated[
         help="Patch side in training, px, for local statistics; 0: none. [default: the file's]",
     ),
 ]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.", parser=_on_a_disk, metavar="PATH")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.", parser=on_a_disk, metavar="PATH")]
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pipelines.models import LoadedModel
 from pipelines.store import read_manifest
 
 _PACKAGES = ("mlflow", "torch", "numpy", "opencv-python-headless", "safetensors")
+_LEFT_OUT = {"images", "by_scene"}  # of a report: as long as the data set
 _LIMITS = (
     "Trained to undo blur; noise, low resolution and JPEG blocks are not its task.",
     "Photos blurred in another way than the training data's are restored less well, and may get worse.",
@@ -48,7 +49,7 @@ def make_card(loaded: LoadedModel, digest: str, report: Report | None) -> dict[s
         "config": loaded.model.config.to_dict(),
         "training": training,
         "data": _data(training),
-        "report": None if report is None else report.model_dump(exclude={"images"}),
+        "report": None if report is None else report.model_dump(exclude=_LEFT_OUT),
         "limits": list(_LIMITS),
         "environment": {"python": platform.python_version(), "packages": environment()},
     }

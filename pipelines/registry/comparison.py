@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nafnet_core import InputError
-from pipelines.evaluate import Pairs, Report
-from pipelines.gate import comparable, image_gains, latency_ratio
+from pipelines.evaluate import Pairs, Report, comparable
+from pipelines.evaluate.report import REPORT, SCHEMA_VERSION
+from pipelines.gate import image_gains, latency_ratio
 from pipelines.models import open_model
-from pipelines.registry.reports import REPORT, Progress, report_of
+from pipelines.registry.reports import Progress, report_of
 from pipelines.registry.versions import spec_of
 from pipelines.workspace import Workspace
 
@@ -93,4 +95,12 @@ def _own_report(weights: Path, name: str) -> Report:
     path = weights.with_name(REPORT)
     if not path.is_file():
         raise InputError("no report lies with this model", got=name, fix="Name a store to score both on")
-    return Report.model_validate_json(path.read_text())
+    content = json.loads(path.read_text())
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            "the report of this model is of another version",
+            got=f"{name}, version {content.get('schema_version')}",
+            expected=f"version {SCHEMA_VERSION}",
+            fix="Name a store to score both on",
+        )
+    return Report.model_validate(content)

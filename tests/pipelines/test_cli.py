@@ -203,7 +203,8 @@ def test_local_statistics_of_an_official_file(run: Run, pairs: Path, tmp_path: P
         )
     assert len(scores) == 2
     reports = sorted(
-        path.stem.rpartition("-")[2] for path in (tmp_path / "workspace" / "reports").glob("*.json")
+        path.parent.name.rpartition("-")[2]
+        for path in (tmp_path / "workspace" / "reports").glob("*/report.json")
     )
     assert reports == ["global", "patch16"]
 

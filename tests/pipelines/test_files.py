@@ -9,7 +9,7 @@ import pytest
 
 from nafnet_core import InputError
 from pipelines import files
-from pipelines.files import make_folder, sha256, write_json, written_aside
+from pipelines.files import make_folder, replaced_folder, sha256, write_json, written_aside
 
 
 def names(folder: Path) -> list[str]:
@@ -154,3 +154,29 @@ def test_folder_that_cannot_be_written(place: str) -> None:
     # Even root cannot write there.
     with pytest.raises(InputError, match=f"cannot write into this folder: '{place}'.*--out or --workspace"):
         make_folder(Path(place))
+
+
+def test_a_folder_takes_the_place_of_another_only_when_whole(tmp_path: Path) -> None:
+    place = tmp_path / "report"
+    for number in range(2):
+        with replaced_folder(place) as folder:
+            (folder / "pictures").mkdir()
+            (folder / "pictures" / str(number)).write_text("new")
+            assert not place.exists() or (place / "pictures" / "0").is_file()
+        assert [path.name for path in (place / "pictures").iterdir()] == [str(number)]
+    with pytest.raises(ZeroDivisionError), replaced_folder(place) as folder:
+        (folder / "half").touch()
+        1 / 0  # noqa: B018
+    assert [path.name for path in tmp_path.rglob("*")] == ["report", "pictures", "1"]
+
+
+def test_of_two_folders_at_once_one_stays_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "report"
+    with replaced_folder(place) as first:
+        (first / "a").write_text("a")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            with replaced_folder(place) as second:
+                (second / "b").write_text("b")
+    assert [path.name for path in place.iterdir()] == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]

@@ -13,7 +13,7 @@ from pipelines.evaluate import Pairs, Report
 from pipelines.gate import GateSettings, failed, image_gains, judge, latency_ratio
 from pipelines.models import open_model
 from pipelines.png import encode_png
-from pipelines.scoring import Protocol
+from pipelines.scoring import ImageScore, Protocol
 from pipelines.workspace import Workspace
 from tests.nafnet_core.networks import SMALL, lively_network
 from tests.pipelines.pairs import piece
@@ -36,7 +36,16 @@ def _report(
         latency_s=0.1,
         peak_memory_mib=100.0,
         images=tuple(
-            {"key": f"image{number}", "psnr_blurred_db": 25.0, "psnr_restored_db": score}
+            ImageScore(
+                key=f"image{number}",
+                scene="",
+                height_px=64,
+                width_px=64,
+                psnr_blurred_db=25.0,
+                psnr_restored_db=score,
+                ssim_blurred=None,
+                ssim_restored=None,
+            )
             for number, score in enumerate(images_db)
         ),
     )

@@ -78,6 +78,17 @@ def test_detail_is_the_same_place_in_each_where_first_and_last_differ(tmp_path: 
         assert [corner for corner in corners if np.array_equal(detail, detail_at(image, corner))] == [
             (120, 200)
         ]
+    # Or where it is told to be.
+    path = before_after(tmp_path / "p.png", {**others, "sharp": sharp}, zoom_px=40, corner=(30, 70))
+    details = [column[LABEL + 200 + GAP :] for column in columns(read_rgb_u8(path), 3)]
+    assert np.array_equal(details[2], detail_at(sharp, (30, 70)))
+
+
+def test_a_jpeg_by_its_name_is_smaller_and_looks_the_same(tmp_path: Path) -> None:
+    panels = {"a": piece(0, 200, 300), "b": piece(1, 200, 300)}
+    png, jpeg = (before_after(tmp_path / f"p.{kind}", panels) for kind in ("png", "jpg"))
+    assert jpeg.read_bytes()[:2] == b"\xff\xd8" and jpeg.stat().st_size < png.stat().st_size / 2
+    assert np.abs(read_rgb_u8(png).astype(int) - read_rgb_u8(jpeg)).mean() < 3
 
 
 def test_picture_is_replaced(tmp_path: Path) -> None:
