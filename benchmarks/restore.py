@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks._stores import sharp_photos  # noqa: E402
 from benchmarks._rows import Rows, row, show  # noqa: E402
+from benchmarks._stores import sharp_photos  # noqa: E402
 from nafnet_core import PRESETS, NAFNet, randomize_residual_scales, save_model  # noqa: E402
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -239,7 +239,7 @@ def _bare_s(photos: list[str], model: Path) -> float:
 
 def _timed(command: list[str]) -> tuple[float, str]:
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(f"{' '.join(command[:6])} ended with {done.returncode}: {done.stderr[-2000:]}")
