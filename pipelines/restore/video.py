@@ -64,6 +64,7 @@ def restore_video(
 def _restore(
     source: Path, target: Path, restorer: Restorer, entry: Restored, on_frame: Callable[[str], None]
 ) -> Restored:
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else FFmpeg tells what we tell
     capture = cv2.VideoCapture(str(source))
     try:
         if not capture.isOpened():
