@@ -239,7 +239,9 @@ def _bare_s(photos: list[str], model: Path) -> float:
 
 def _timed(command: list[str]) -> tuple[float, str]:
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+    # As the command has it: spinning threads make any other program at work look like a slow network.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(f"{' '.join(command[:6])} ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -18,7 +18,7 @@ from tests.pipelines.pairs import piece
 _SETTINGS = ("tile_px", "tile_batch", "precision", "scale", "ensemble", "keep_colour")
 
 
-class Run(Protocol):
+class RestoreFiles(Protocol):
     def __call__(
         self, inputs: Path | str | list[str], loaded: LoadedModel, out: Path | str, **options: Any
     ) -> RestoreResult: ...
@@ -43,7 +43,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run() -> Run:
+def restore_files() -> RestoreFiles:
     """Restores in fp32, with settings and options by name."""
 
     def restored(

@@ -21,7 +21,7 @@ from pipelines.images import MAX_MEGAPIXELS, Photo, declared_pixels, read_photo
 from pipelines.models import LoadedModel
 from pipelines.png import encode_png
 from tests.pipelines.pairs import piece
-from tests.pipelines.restore.conftest import Run
+from tests.pipelines.restore.conftest import RestoreFiles
 
 SHARP = piece(0, 48, 64)
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".tif": "TIFF", ".webp": "WEBP", ".bmp": "BMP"}
@@ -91,7 +91,7 @@ def odd_files() -> Iterator[tuple[str, bytes]]:
 
 
 def test_none_stops_the_others_and_each_is_told(
-    run: Run, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    restore_files: RestoreFiles, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -111,7 +111,7 @@ def test_none_stops_the_others_and_each_is_told(
 
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     (folder / "forbidden.png").write_bytes(encoded(".png"))
-    result = run(folder, loaded, tmp_path / "out")
+    result = restore_files(folder, loaded, tmp_path / "out")
     failed = {Path(file.input).name: file.error for file in result.files if file.status == "failed"}
     links = {"to nowhere.png", "to itself.jpg", "forbidden.png"}
     assert len(bad) + len(links) >= 100

@@ -13,7 +13,7 @@ from pipelines.models import LoadedModel
 from pipelines.png import encode_png
 from pipelines.restore import RECORD
 from tests.nafnet_core.networks import photo
-from tests.pipelines.restore.conftest import Run
+from tests.pipelines.restore.conftest import RestoreFiles
 
 pytestmark = pytest.mark.ray
 
@@ -34,39 +34,39 @@ def contents(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("tile_batch", [1, 3])
 def test_a_job_of_many_workers_writes_the_same_bytes(
-    run: Run, loaded: LoadedModel, tmp_path: Path, ray_session: None, tile_batch: int
+    restore_files: RestoreFiles, loaded: LoadedModel, tmp_path: Path, ray_session: None, tile_batch: int
 ) -> None:
     inputs = many_photos(tmp_path / "in", 40)
     (inputs / "broken.png").write_text("no image")
     pinned = {"tile_px": 192, "tile_batch": tile_batch}
-    run(inputs, loaded, tmp_path / "one", **pinned)
-    result = run(inputs, loaded, tmp_path / "many", use_ray=True, num_workers=4, **pinned)
+    restore_files(inputs, loaded, tmp_path / "one", **pinned)
+    result = restore_files(inputs, loaded, tmp_path / "many", use_ray=True, num_workers=4, **pinned)
     assert result.count("restored") == 40 and result.count("failed") == 1
     assert [Path(file.input).name for file in result.files] == sorted(path.name for path in inputs.iterdir())
     assert len(contents(tmp_path / "one")) == 40
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     assert sorted(path.name for path in (tmp_path / "many").iterdir() if path.suffix != ".png") == [RECORD]
-    again = run(inputs, loaded, tmp_path / "many", use_ray=True, num_workers=2, **pinned)
+    again = restore_files(inputs, loaded, tmp_path / "many", use_ray=True, num_workers=2, **pinned)
     assert again.count("skipped") == 40 and again.count("failed") == 1
 
 
 def test_stop_at_the_first_bad_photo(
-    run: Run, loaded: LoadedModel, tmp_path: Path, ray_session: None
+    restore_files: RestoreFiles, loaded: LoadedModel, tmp_path: Path, ray_session: None
 ) -> None:
     inputs = many_photos(tmp_path / "in", 4)
     (inputs / "001.png").write_text("no image")
     with pytest.raises(InputError, match=r"not an image.*001\.png"):
-        run(inputs, loaded, tmp_path / "out", use_ray=True, num_workers=2, stop_on_error=True)
+        restore_files(inputs, loaded, tmp_path / "out", use_ray=True, num_workers=2, stop_on_error=True)
 
 
 @pytest.mark.slow
 def test_killed_workers_lose_nothing(
-    run: Run, loaded: LoadedModel, tmp_path: Path, ray_session: None
+    restore_files: RestoreFiles, loaded: LoadedModel, tmp_path: Path, ray_session: None
 ) -> None:
     import psutil
 
     inputs = many_photos(tmp_path / "in", 60, times=6)
-    run(inputs, loaded, tmp_path / "one", ensemble=True)
+    restore_files(inputs, loaded, tmp_path / "one", ensemble=True)
     stop, killed = threading.Event(), []
 
     def kill() -> None:
@@ -84,7 +84,7 @@ def test_killed_workers_lose_nothing(
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        result = run(inputs, loaded, tmp_path / "many", use_ray=True, num_workers=2, ensemble=True)
+        result = restore_files(inputs, loaded, tmp_path / "many", use_ray=True, num_workers=2, ensemble=True)
     finally:
         stop.set()
         killer.join()

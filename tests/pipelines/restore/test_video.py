@@ -9,7 +9,7 @@ import pytest
 from nafnet_core import restore_image
 from pipelines.models import LoadedModel
 from tests.nafnet_core.networks import photo
-from tests.pipelines.restore.conftest import Run
+from tests.pipelines.restore.conftest import RestoreFiles
 from tests.pipelines.restore.test_run import files_of, record_of
 
 SIZE, FPS, NUM_FRAMES = (96, 64), 12.5, 9
@@ -43,11 +43,13 @@ def read_video(path: Path) -> tuple[float, list[np.ndarray]]:
     [("a.mp4", "mp4v"), ("a.avi", "MJPG"), ("a.mkv", "mp4v"), ("a.mov", "mp4v"), ("a.webm", "VP80")],
 )
 def test_rate_size_and_frames_are_kept(
-    run: Run, loaded: LoadedModel, tmp_path: Path, name: str, codec: str
+    restore_files: RestoreFiles, loaded: LoadedModel, tmp_path: Path, name: str, codec: str
 ) -> None:
     video = write_video(tmp_path / name, codec)
     notes: list[str] = []
-    result = run(video, loaded, tmp_path / "out", on_progress=lambda done, total, note: notes.append(note))
+    result = restore_files(
+        video, loaded, tmp_path / "out", on_progress=lambda done, total, note: notes.append(note)
+    )
     (entry,) = result.files
     assert (entry.status, entry.num_frames, entry.width_px, entry.height_px) == (
         "restored",
@@ -67,35 +69,39 @@ def test_rate_size_and_frames_are_kept(
 
 
 def test_a_video_among_photos_is_done_once(
-    run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path
+    restore_files: RestoreFiles, photos: Path, loaded: LoadedModel, tmp_path: Path
 ) -> None:
     write_video(photos / "sub" / "clip.mp4")
     out = tmp_path / "out"
-    assert run(photos, loaded, out).count("restored") == 4
+    assert restore_files(photos, loaded, out).count("restored") == 4
     assert files_of(out) == ["a.png", "restore.jsonl", "sub/b.png", "sub/clip.mp4", "sub/deep/c.png"]
-    assert run(photos, loaded, out).count("skipped") == 4
+    assert restore_files(photos, loaded, out).count("skipped") == 4
     (out / "sub" / "clip.mp4").write_bytes(b"damaged later")
-    assert run(photos, loaded, out).count("restored") == 1
+    assert restore_files(photos, loaded, out).count("restored") == 1
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut"])
-def test_a_bad_video_is_told(run: Run, loaded: LoadedModel, tmp_path: Path, damage: str) -> None:
+def test_a_bad_video_is_told(
+    restore_files: RestoreFiles, loaded: LoadedModel, tmp_path: Path, damage: str
+) -> None:
     video = write_video(tmp_path / "a.mp4")
     content = {"empty": b"", "text": b"no video" * 99, "cut": video.read_bytes()[: video.stat().st_size // 3]}
     video.write_bytes(content[damage])
-    (entry,) = run(video, loaded, tmp_path / "out").files
+    (entry,) = restore_files(video, loaded, tmp_path / "out").files
     assert entry.status == "failed" and "a.mp4" in (entry.error or "")
     assert "\n" not in (entry.error or "")
     assert files_of(tmp_path / "out") == ["restore.jsonl"]
     assert record_of(tmp_path / "out")[0]["error"] == entry.error
 
 
-def test_frames_that_cannot_be_read_are_told(run: Run, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_frames_that_cannot_be_read_are_told(
+    restore_files: RestoreFiles, loaded: LoadedModel, tmp_path: Path
+) -> None:
     video = write_video(tmp_path / "a.avi", "MJPG")
     content = bytearray(video.read_bytes())
     middle = content.find(b"\xff\xd8", len(content) // 2)
     content[middle:] = bytes(len(content) - middle)
     video.write_bytes(bytes(content))
-    (entry,) = run(video, loaded, tmp_path / "out").files
+    (entry,) = restore_files(video, loaded, tmp_path / "out").files
     assert entry.num_frames is not None and 0 < entry.num_frames < NUM_FRAMES
     assert f"{entry.num_frames} of {NUM_FRAMES} frames could be read" in entry.notes
