@@ -1,4 +1,8 @@
-"""Packets of photos to workers of a Ray cluster: a Ray Data job with one model a worker."""
+"""Packets of photos to workers of a Ray cluster: a Ray Data job with one model a worker.
+
+With side and number of tiles given, results are those of one machine with as many threads to the last bit.
+With another number oneDNN may add up in another order, and one level in some 500,000 differs.
+"""
 
 from __future__ import annotations
 

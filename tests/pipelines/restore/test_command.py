@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.images import read_photo
 from pipelines.models import LoadedModel
@@ -23,7 +24,9 @@ _ROOT = Path(__file__).resolve().parents[3]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(_ROOT), "NAFNET_WORKSPACE": "/nonexistent"}
+    # As many threads as here: with another number a last bit may differ, and so one level in some 500,000.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return {**os.environ, **threads, "PYTHONPATH": str(_ROOT), "NAFNET_WORKSPACE": "/nonexistent"}
 
 
 def test_what_is_said(run: Run, photos: Path, loaded: LoadedModel, tmp_path: Path) -> None:
