@@ -34,6 +34,8 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_REDIRECT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Its C++ part tells of each actor that may be restarted, as an error, on the terminal (Ray 2.60).
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the program that a submitted job runs
 _ANSWER_S = 10.0

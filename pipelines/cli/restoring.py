@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nafnet_core.errors import InputError
+from nafnet_core.errors import InputError, StoppedError
 from pipelines import console
 from pipelines.cli.shared import (
     AddressOption,
@@ -103,7 +104,8 @@ def restore(
             console.say(
                 "Local statistics are off, since the file does not say its training patch: --train-patch"
             )
-        with _ray(config, address), console.progress("restore", "files") as update:
+        # In this order: `ray.init` sets a SIGTERM handler of its own.
+        with _ray(config, address), _stoppable(), console.progress("restore", "files") as update:
             result = stage.run(config, loaded, on_progress=update)
         for line in _remarks(result):
             console.say(line)
@@ -139,6 +141,22 @@ def _ray(config: RestoreConfig, address: str | None) -> Iterator[None]:
             place.make()
             in_brief(None, place)
         yield
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the command in one line; what is written is whole."""
+
+    def stop(number: int, frame: object) -> None:
+        fix = "The same command goes on"
+        raise StoppedError("stopped; what is done is kept", exit_code=128 + number, fix=fix)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _remarks(result: RestoreResult) -> list[str]:

@@ -11,17 +11,15 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.cluster.hosts import ROOT, Host, Nafnet, Network, require_namespaces
+from tests.cluster.host_cluster import head_state, host_cluster, start_node
+from tests.cluster.hosts import ROOT, Nafnet, Network
 from tests.pipelines.buckets import s3_server
 from tests.pipelines.mlflow_servers import MlflowServer
 from tests.pipelines.pairs import make_store, write_pairs
@@ -33,37 +31,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
 _SECRET, _PASSWORD = "planted-key-8d1f", "planted-password-77ac"
 _LONG = 9600  # samples
 _SEARCH = RECIPE + "search: {trials: 2, scheduler: none, space: {optim.lr: {loguniform: [1.0e-3, 4.0e-3]}}}\n"
-
-
-@contextmanager
-def _cluster(*names: str, cpus: dict[str, int] | None = None, **environment: str) -> Iterator[Network]:
-    """A head without work, and a node on each further host, with 1 CPU, or as many as are given."""
-    require_namespaces()
-    # Sockets lie in it, whose paths may have 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="hosts-"))
-    try:
-        with Network(folder, "head", *names, environment=environment) as network:
-            head = network["head"]
-            head.start_head(env=_gcs(head))
-            for name in names:
-                _start_node(network, name, cpus or {})
-            network.wait_for_nodes(head, 1 + len(names))
-            yield network
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _gcs(head: Host) -> dict[str, str]:
-    """The head's state in a data base on its disk, for another head to go on with."""
-    folder = head.folder / "gcs"
-    folder.mkdir(exist_ok=True)
-    return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder)}
-
-
-def _start_node(network: Network, name: str, cpus: dict[str, int]) -> None:
-    # Nodes wait that long for a head that is away.
-    env = {"RAY_gcs_rpc_server_reconnect_timeout_s": "120"}
-    network[name].start_node(network["head"], cpus=cpus.get(name, 1), env=env)
 
 
 @pytest.fixture
@@ -135,7 +102,7 @@ def test_the_whole_road_as_jobs_from_outside(tmp_path: Path) -> None:
         "MLFLOW_TRACKING_PASSWORD": _PASSWORD,
     }
     secrets |= {"MLFLOW_TRACKING_USERNAME": "user"}
-    with _cluster("one", "two", "three", cpus={"one": 2}, **secrets) as network:
+    with host_cluster("one", "two", "three", cpus={"one": 2}, **secrets) as network:
         pairs = network.shared / "pairs"
         write_pairs(pairs, [f"s{n // 4}/{n}" for n in range(24)])
         workspace = network.shared / "workspace"
@@ -176,7 +143,7 @@ def test_the_whole_road_as_jobs_from_outside(tmp_path: Path) -> None:
 def test_ten_kills_of_nodes_and_drivers_lose_and_repeat_nothing(store: Path) -> None:
     """Final weights are those of a run that nothing happens to, and no sample is in the journal twice."""
     dice = random.Random(7)
-    with _cluster("one", "two", "three", cpus={"one": 2}) as network:
+    with host_cluster("one", "two", "three", cpus={"one": 2}) as network:
         budget = f"--set=budget.samples={_LONG}"
         whole = _Run(network, store, max_failures=20)
         whole.start("head", budget).finish()
@@ -199,7 +166,7 @@ def test_ten_kills_of_nodes_and_drivers_lose_and_repeat_nothing(store: Path) -> 
                 command = run.start("head", budget)
             else:
                 network[victim].kill()
-                _start_node(network, victim, {"one": 2})
+                start_node(network, victim, {"one": 2})
             command.wait_for(lambda before=before: len(run.resumed_at()) > before)
         command.finish()
         assert len(run.resumed_at()) >= 10
@@ -209,7 +176,7 @@ def test_ten_kills_of_nodes_and_drivers_lose_and_repeat_nothing(store: Path) -> 
 
 
 def test_a_node_that_is_cut_off_is_given_up_and_one_that_joins_is_used(store: Path) -> None:
-    with _cluster("one", "two") as network:
+    with host_cluster("one", "two") as network:
         run = _Run(network, store, num_workers=[1, 2])
         command = run.start("head", "--set=budget.samples=400000")
         command.wait_for(lambda: run.seen() > 400)
@@ -226,7 +193,7 @@ def test_a_node_that_is_cut_off_is_given_up_and_one_that_joins_is_used(store: Pa
         # As a machine that was repaired: what ran there is gone.
         network["two"].kill()
         network["two"].join()
-        _start_node(network, "two", {})
+        start_node(network, "two", {})
         command.wait_for(lambda: run.num_workers()[-1] == 2)
         command.interrupt()
         assert "all state is saved" in command.finish(130)
@@ -234,14 +201,14 @@ def test_a_node_that_is_cut_off_is_given_up_and_one_that_joins_is_used(store: Pa
 
 def test_a_head_that_is_lost_stops_nothing_where_the_driver_is_elsewhere(store: Path) -> None:
     """Nodes and the driver wait for it; a command that ran on the head goes on when it is given again."""
-    with _cluster("one", "two", cpus={"one": 2, "two": 2}) as network:
+    with host_cluster("one", "two", cpus={"one": 2, "two": 2}) as network:
         run = _Run(network, store)
         command = run.start("one", "--set=budget.samples=12000")
         command.wait_for(lambda: run.seen() > 400)
         head = network["head"]
         head.kill()
         time.sleep(5)
-        head.start_head(env=_gcs(head))
+        head.start_head(env=head_state(head))
         before = run.seen()
         command.wait_for(lambda: run.seen() > before + 800)
         network["head"].kill()
@@ -251,7 +218,7 @@ def test_a_head_that_is_lost_stops_nothing_where_the_driver_is_elsewhere(store: 
 def test_storage_behind_a_slow_link(store: Path, tmp_path: Path) -> None:
     """Training goes on while checkpoints crawl, and the report of the preflight names the slowness."""
     credentials = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": _SECRET}
-    with _cluster("one", "two", "storage", cpus={"one": 2, "two": 2}, **credentials) as network:
+    with host_cluster("one", "two", "storage", cpus={"one": 2, "two": 2}, **credentials) as network:
         storage = network["storage"]
         storage.start(sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", "9000")
         while not storage.listens(9000):
