@@ -34,7 +34,7 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_REDIRECT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
-    # Its C++ part tells of each actor that may be restarted, as an error, on the terminal (Ray 2.60).
+    # Its C++ part calls each actor that may be restarted an error, on the terminal (Ray 2.60).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the program that a submitted job runs
@@ -140,6 +140,24 @@ def _log_raylets() -> None:
         internals.print_to_stdstream = note
 
 
+@contextmanager
+def _stderr_aside() -> Iterator[None]:
+    """Keep what is written to stderr, by C++ as well, in a file: Ray announces there what it was set to.
+
+    The file stays where the process is aborted meanwhile.
+    """
+    path = Path(tempfile.gettempdir()) / f"nafnet-ray-init-{os.getpid()}.log"
+    saved, aside = os.dup(2), os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(aside, 2)
+    os.close(aside)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        path.unlink(missing_ok=True)
+
+
 def _start_here() -> None:
     """Start Ray on this machine."""
     import ray
@@ -150,14 +168,15 @@ def _start_here() -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(4 * (os.cpu_count() or 1)))
     # All on one machine: nothing to send, only where it lies.
     path = os.pathsep.join(filter(None, [str(packages()[0].parent), os.environ.get("PYTHONPATH", "")]))
-    ray.init(
-        address="local",
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
+    with _stderr_aside():
+        ray.init(
+            address="local",
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
 
 
 def _join(address: str) -> None:
@@ -172,7 +191,7 @@ def _join(address: str) -> None:
             size = sum(map(zipped_bytes, staged))
             log.info("sending %.0f KiB of code to the cluster at %s", size / 1024, address, extra=_TOLD)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _stderr_aside():
                 warnings.simplefilter("ignore")  # they repeat the error
                 ray.init(
                     address=address,
