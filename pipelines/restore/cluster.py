@@ -23,6 +23,8 @@ from pipelines.restorer import Restorer, RestoreSettings
 from pipelines.storage import LocalFolder, RemoteFolder
 
 _MARKED = ".restore"
+# A wave is one Ray Data execution: what it keeps of each packet, and takes before the first, is bounded.
+_WAVE_PACKETS = 4096
 _PACKETS_A_WORKER = 4  # at least, where there are photos enough: the last ones end at about the same time
 _CPU_SHARE = 0.9  # of all, of workers that have no GPU: Ray Data's own tasks want some
 _MEMORY_SHARE = 0.5  # of what is free on a node, for all of its workers together
@@ -69,32 +71,43 @@ def restore_on_cluster(
     marked = out.below(_MARKED)
     marked.make()
     nodes.mark(marked, token)
-    model = ray.put(loaded)
     is_on_gpu = num_gpus > 0
-    rows = [
-        {"packet": (packet, {item.output: before[item.output] for item in packet if item.output in before})}
-        for packet in packets
-    ]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _Worker,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_workers),
-        num_gpus=1 if is_on_gpu else None,
-        num_cpus=None if is_on_gpu else min(1.0, math.floor(100 * _CPU_SHARE * num_cpus / num_workers) / 100),
-        fn_constructor_kwargs={
-            "model": model,
+    # On several nodes workers that find no room wait, for an autoscaler too; a single machine has them share.
+    is_alone = len(ray.nodes()) == 1
+    cpus = math.floor(100 * _CPU_SHARE * num_cpus / num_workers) / 100 if is_alone else 1.0
+    places = {
+        "num_gpus": 1 if is_on_gpu else None,
+        "num_cpus": None if is_on_gpu else min(1.0, cpus),
+        "fn_constructor_kwargs": {
+            "model": ray.put(loaded),
             "settings": settings,
             "out": out,
             "quality": quality,
             "token": token,
             "on_node": -(-num_workers // max(1, len(ray.nodes()))),
         },
-    )
+    }
     try:
-        for row in dataset.iter_rows():
-            if row["refused"]:
-                raise (InputError if row["is_input"] else CapabilityError)(row["refused"])
-            yield row["entry"]
+        for start in range(0, len(packets), _WAVE_PACKETS):
+            rows = [
+                {
+                    "packet": (
+                        packet,
+                        {item.output: before[item.output] for item in packet if item.output in before},
+                    )
+                }
+                for packet in packets[start : start + _WAVE_PACKETS]
+            ]
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                _Worker,
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_workers),
+                **places,
+            )
+            for row in dataset.iter_rows():
+                if row["refused"]:
+                    raise (InputError if row["is_input"] else CapabilityError)(row["refused"])
+                yield row["entry"]
     finally:
         marked.remove()
 
