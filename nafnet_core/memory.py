@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def free_memory_mib(device: torch.device) -> float:
     if limit is not None and used is not None:  # a container's own limit
         available = min(available, limit - used)
     return max(0, available) / 2**20
+
+
+def give_back_freed() -> None:
+    """Hand what was freed back to the kernel, where the C library keeps it for later (glibc).
+
+    Decoding a photo of 48 megapixels leaves 400 MiB behind in this way.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):  # another C library
+        pass
 
 
 def _available_bytes() -> int:

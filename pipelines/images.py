@@ -239,7 +239,8 @@ def _read_8_bit(image: Image.Image) -> tuple[NDArray, NDArray | None, bool]:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
-    return np.asarray(image.convert("RGB")), alpha, is_gray
+    # `convert` copies where there is nothing to convert, which of 48 megapixels is 190 MiB.
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), alpha, is_gray
 
 
 def _read_deep(source: Path | bytes) -> tuple[NDArray, NDArray | None, bool]:

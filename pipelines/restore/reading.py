@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nafnet_core import InputError
+from nafnet_core.memory import give_back_freed
 from pipelines.images import Photo, declared_pixels, read_photo
 from pipelines.restore.finding import Item
 from pipelines.restore.record import Restored
@@ -20,6 +21,7 @@ PACKET = 16
 group of a bounded number of pixels: what is computed together, and with it every last bit, is the same on one
 machine and on many."""
 _READ_AHEAD = 4  # small photos, beside those that the network has
+_LARGE_PIXELS = 8_000_000  # what decoding one leaves behind is worth giving back
 _END = object()
 
 
@@ -126,6 +128,8 @@ class Reader:
                 if isinstance(result, Restored):
                     self._room.give(pixels)
                 del content
+                if pixels > _LARGE_PIXELS:
+                    give_back_freed()
                 if not self._put(result):
                     return
                 del result  # else this thread keeps the largest photo of all
