@@ -207,7 +207,7 @@ def _tell_report(result: EvaluateResult, *, is_slow: bool) -> None:
         console.table(
             "By strength of the blur", ["", "images", "blurred, dB", "restored, dB", "gain, dB"], rows
         )
-    if len(report.by_scene) > 1:
+    if 1 < len(report.by_scene) < report.num_images:
         worst = sorted(report.by_scene, key=lambda group: group.gain_db)[:_SHOWN_SCENES]
         rows = [[group.name, group.num_images, f"{group.gain_db:+.2f}"] for group in worst]
         title = f"{len(worst)} of {len(report.by_scene)} scenes, the lowest gain first"
