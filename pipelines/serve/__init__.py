@@ -3,8 +3,8 @@
     nafnet serve
     nafnet serve --model runs/mine --port 8001
 
-Each replica is one process with one network (`replica.py`), a queue before it (`batching.py`) and a thread that
-looks at the alias (`champion.py`). Ray Serve's proxy takes requests, and replaces replicas that fail.
+Each replica is one process with one network (`replica.py`), a queue before it (`batching.py`) and a thread
+that looks at the alias (`champion.py`). Ray Serve's proxy takes requests; Serve replaces replicas that fail.
 """
 
 from __future__ import annotations

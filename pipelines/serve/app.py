@@ -95,7 +95,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         },
     )
     async def restore(request: Request) -> Response:
-        """The image as the body, or as the one file of a form. EXIF and ICC are kept, pixels come out upright."""
+        """The image as the body, or as the one file of a form. EXIF and ICC stay, pixels come out upright."""
         try:
             response = await _restore(request, service)
         except Refusal as refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+
 from pipelines.serve.refusals import Refusal
 
 _PLAIN = ("application/octet-stream", "binary/octet-stream")

@@ -7,6 +7,7 @@ refused, told, and not looked at again until the alias moves.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import threading
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from nafnet_core.errors import InputError, NAFNetError
-from pipelines.models import open_model
+from pipelines.models import CHAMPION, open_model
 from pipelines.restorer import Restorer, RestoreSettings
 from pipelines.serve.batching import Served
 from pipelines.serve.settings import ServeSettings
@@ -47,14 +48,19 @@ def open_served(settings: ServeSettings, version: int | None = None) -> Served:
         InputError: no such model, no NAFNet of RGB, or it breaks the known image.
         CapabilityError: the registry does not answer.
     """
-    spec = settings.model
-    name, alias = followed(spec)
-    if name is not None:
-        spec = f"{_REGISTRY}{name}/{version}" if version is not None else spec
-    workspace = Workspace(settings.workspace)
+    name, _ = followed(settings.model)
+    # None is the champion too, with words for those who have none.
+    spec = None if settings.model == CHAMPION else settings.model
+    if name is not None and version is not None:
+        spec = f"{_REGISTRY}{name}/{version}"
     # MLflow's own temporary folders stay: a service that follows for months would fill the disk.
     with tempfile.TemporaryDirectory(prefix="nafnet-serve-") as folder:
-        loaded = open_model(spec, workspace, train_patch_px=settings.train_patch_px, fetched_to=Path(folder))
+        loaded = open_model(
+            spec,
+            Workspace(settings.workspace),
+            train_patch_px=settings.train_patch_px,
+            fetched_to=Path(folder),
+        )
     if loaded.model.config.img_channel != 3:
         raise InputError(
             "the model does not restore RGB",
@@ -67,11 +73,8 @@ def open_served(settings: ServeSettings, version: int | None = None) -> Served:
         RestoreSettings(tile_px=settings.tile_px, tile_batch=tile_batch, precision=settings.precision),
     )
     _try_out(restorer)
-    if version is not None:
-        number, label = str(version), f"{name} version {version} ({alias})"
-    else:
-        number, label = _version_in(spec), loaded.label
-    return Served(restorer=restorer, label=label, version=number, digest=loaded.digest)
+    number = re.search(r" version (\d+)", loaded.label) if settings.model.startswith(_REGISTRY) else None
+    return Served(restorer=restorer, label=loaded.label, version=number and number[1], digest=loaded.digest)
 
 
 def followed(spec: str) -> tuple[str | None, str]:
@@ -165,10 +168,3 @@ def _try_out(restorer: Restorer) -> None:
             expected="finite values, colours and contrasts about those of the input",
             fix="Promote another one, or roll back",
         )
-
-
-def _version_in(spec: str) -> str | None:
-    if not spec.startswith(_REGISTRY):
-        return None
-    number = spec.rpartition("/")[2]
-    return number if number.isdecimal() else None

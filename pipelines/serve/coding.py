@@ -24,6 +24,7 @@ from pipelines.serve.refusals import Refusal
 
 # Pillow would open many more, some of them with the help of other programs.
 _FORMATS = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "TIFF": "tiff", "WEBP": "webp", "BMP": "bmp"}
+_OPENED = [kind for kind in _FORMATS if kind != "MPO"]  # what JPEG's reader finds out by itself
 _EXPECTED = "PNG, JPEG, TIFF, WebP or BMP"
 _MEDIA_TYPES = {kind: f"image/{kind}" for kind in _FORMATS.values()}
 _MAX_SIDE_PX = {"webp": 16383, "jpeg": 65535}
@@ -61,7 +62,7 @@ def check_header(content: bytes, max_megapixels: float) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=list(_FORMATS)) as image:
+            with Image.open(io.BytesIO(content), formats=_OPENED) as image:
                 kind, (width, height) = _FORMATS[image.format or ""], image.size
     except UnidentifiedImageError:
         raise Refusal(

@@ -53,7 +53,7 @@ class Place:
 
 
 class Service:
-    """One model behind one queue. Made in the process that serves; its methods are called on one event loop."""
+    """One model behind one queue, in the process that serves. Its methods are called on one event loop."""
 
     def __init__(self, settings: ServeSettings, *, replica: str = "0") -> None:
         if settings.threads is not None:

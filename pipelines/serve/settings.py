@@ -26,7 +26,7 @@ class ServeSettings:
     model: str = CHAMPION
     """Weights, a run, or `models:/NAME@ALIAS`, of which the alias is followed."""
     workspace: Path
-    """Where runs and the registry are; where there is no MLFLOW_TRACKING_URI, on a path that every node has."""
+    """Where runs and the registry are. Without MLFLOW_TRACKING_URI every node must have this path."""
     host: str = "127.0.0.1"
     port: int = 8000
     token_digest: str | None = None
@@ -50,8 +50,8 @@ class ServeSettings:
     tile_px: int = MAX_TILE_PX
     """Side of a tile. Not by free memory: the same photo gets the same pixels at any time."""
     tile_batch: int | None = None
-    """Equal tiles in one pass, of one request or several; None takes 1 on a CPU, where more gain nothing, and 8
-    on a GPU."""
+    """Equal tiles in one pass, of one request or several; None takes 1 on a CPU, where more gain nothing,
+    and 8 on a GPU."""
     poll_s: float = 2.0
     """How often the alias is looked at."""
 
