@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 APP = "nafnet"
 _LOOK_S = 3.0
 _ANSWER_S = 5.0
-_SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_SIGNALS = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143}
 
 
 def check_installed() -> None:
@@ -64,21 +64,25 @@ def run(
     stop = threading.Event()
 
     def note(number: int, _: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
         received.append(number)
         stop.set()
 
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    before: dict[int, Any] = {}
     try:
         with serving(settings, address=address) as label:
+            # Not sooner: `ray.init` sets a SIGTERM handler of its own.
+            before = {number: signal.signal(number, note) for number in _SIGNALS}
             on_ready(label)
             last: dict[str, Any] = {"label": label, "refused": None}
             while not stop.wait(_LOOK_S):
                 _tell_changes(settings, last, on_change)
-            on_change("stopping: what was begun is answered first")
+            on_change("stopping: what was begun is answered first (once more to stop without)")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    raise StoppedError("stopped", exit_code=_SIGNALS[signal.Signals(received[0])])
+    raise StoppedError("stopped", exit_code=_SIGNALS[received[0]])
 
 
 @contextmanager

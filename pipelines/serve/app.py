@@ -65,7 +65,8 @@ def make_app(service: Service, page: Mapping[str, bytes]) -> App:
         number = "0"
     app = FastAPI(
         title="nafnet serve", version=number, docs_url=None, redoc_url=None,
-        description="Deblurs photos. Errors are JSON: problem, expected, got, fix.",
+        description="Deblurs photos. Errors are JSON: problem, expected, got, fix. Where a token is wanted: "
+        "Authorization: Bearer TOKEN.",
     )  # fmt: skip
     app.add_exception_handler(Refusal, _refuse)
     app.add_exception_handler(HTTPException, _no_route)

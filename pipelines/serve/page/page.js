@@ -129,7 +129,6 @@ function show(sent) {
   urls.forEach((url) => URL.revokeObjectURL(url));
   urls = [URL.createObjectURL(photo), URL.createObjectURL(sent.response)];
   const [before, after] = [$("before"), $("after")];
-  let seen = 0;
   $("unseen").hidden = true;
   $("overlay").hidden = before.hidden = false;
   document.querySelector(".compare").hidden = false;
@@ -138,7 +137,7 @@ function show(sent) {
     $("unseen").hidden = false;
     move(0);
   };
-  after.onload = before.onload = () => ++seen === 2 && arrange();
+  after.onload = before.onload = arrange;
   before.src = urls[0];
   after.src = urls[1];
 
@@ -245,7 +244,7 @@ dragging($("view"), (event) => {
 });
 $("slider").addEventListener("input", () => move(Number($("slider").value)));
 $("view").addEventListener("scroll", arrange);
-addEventListener("resize", () => $("result").hidden || arrange());
+new ResizeObserver(() => $("result").hidden || arrange()).observe($("view"));
 $("fit").addEventListener("click", () => zoom(false));
 $("full").addEventListener("click", () => zoom(true));
 $("cancel").addEventListener("click", () => {
