@@ -70,10 +70,12 @@ def run(
         stop.set()
 
     before: dict[int, Any] = {}
+
+    def listen() -> None:
+        before.update({number: signal.signal(number, note) for number in _SIGNALS})
+
     try:
-        with serving(settings, address=address) as label:
-            # Not sooner: `ray.init` sets a SIGTERM handler of its own.
-            before = {number: signal.signal(number, note) for number in _SIGNALS}
+        with serving(settings, address=address, on_connected=listen) as label:
             on_ready(label)
             last: dict[str, Any] = {"label": label, "refused": None}
             while not stop.wait(_LOOK_S):
@@ -86,8 +88,18 @@ def run(
 
 
 @contextmanager
-def serving(settings: ServeSettings, *, address: str | None = None) -> Iterator[str]:
-    """Serve inside the `with` block; yields the model's label. Errors as `run`."""
+def serving(
+    settings: ServeSettings,
+    *,
+    address: str | None = None,
+    on_connected: Callable[[], None] = lambda: None,
+) -> Iterator[str]:
+    """Serve inside the `with` block; yields the model's label. Errors as `run`.
+
+    Args:
+        settings, address: as for `run`.
+        on_connected: called once Ray is there, which sets a SIGTERM handler of its own.
+    """
     check_installed()
     if address is None:
         check_port(settings.host, settings.port)
@@ -98,8 +110,10 @@ def serving(settings: ServeSettings, *, address: str | None = None) -> Iterator[
     os.environ.pop("NAFNET_TOKEN", None)  # Ray's processes would inherit it
     from cluster.connect import connect
 
-    with connect(address), _deployed(settings):
-        yield label
+    with connect(address):
+        on_connected()
+        with _deployed(settings):
+            yield label
 
 
 @contextmanager
