@@ -11,6 +11,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,16 @@ def open_served(settings: ServeSettings, version: int | None = None) -> Served:
     _try_out(restorer)
     number = re.search(r" version (\d+)", loaded.label) if settings.model.startswith(_REGISTRY) else None
     return Served(restorer=restorer, label=loaded.label, version=number and number[1], digest=loaded.digest)
+
+
+def open_aside(settings: ServeSettings, version: int | None = None) -> Served:
+    """`open_served` on a thread of its own, which ends with it.
+
+    OpenMP keeps threads for each thread that has computed, and where there are more than cores, its barriers
+    get slow: in the end only the network's own thread shall have some.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="opening") as pool:
+        return pool.submit(open_served, settings, version).result()
 
 
 def followed(spec: str) -> tuple[str | None, str]:
@@ -146,7 +157,7 @@ class Follower:
         if version == self._seen:
             return
         try:
-            served = open_served(self._settings, int(version))
+            served = open_aside(self._settings, int(version))
         except InputError as error:
             log.error("version %s is refused, the one before stays: %s", version, error)
             self.refused = (version, error.what)

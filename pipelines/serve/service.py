@@ -21,7 +21,7 @@ import torch
 from pipelines.serve import coding
 from pipelines.serve.batching import Answer, NetworkThread
 from pipelines.serve.bodies import too_large
-from pipelines.serve.champion import Follower, open_served
+from pipelines.serve.champion import Follower, open_aside
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.options import Options
 from pipelines.serve.refusals import Refusal
@@ -60,7 +60,7 @@ class Service:
             torch.set_num_threads(settings.threads)
         cv2.setNumThreads(1)
         self.settings, self.metrics = settings, Metrics(replica)
-        served = open_served(settings)
+        served = open_aside(settings)
         self.network = NetworkThread(served, on_batch=self.metrics.batch)
         self.follower = Follower(
             settings,
