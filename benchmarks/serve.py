@@ -4,9 +4,11 @@
 
 The real command on Ray Serve, `mobile` with residual scales drawn at random, fp32. The peer is the same
 network, with local statistics and in strips, on an array that is decoded and at hand, on as many threads, in
-a process of its own; the two take turns. The pauses of OpenMP's barriers are the service's too: with its own
-the peer takes up to 16 s where another program has a core (`replica.py`). A client opens a connection for each request, sends a JPEG of
-640×480 and gets one. Promotions are moves of `nafnet registry`'s own, each awaited until the new model answers.
+a process of its own; the two take turns. Its OpenMP spins as long at a barrier as the service's does: left to
+itself, the peer takes up to 16 s where another program has one of the cores (`replica.py`).
+
+A client opens a connection for each request, sends a JPEG of 640×480 and gets one. Promotions are moves of
+`nafnet registry`'s own, each awaited until the new model answers.
 """
 
 from __future__ import annotations

@@ -23,9 +23,13 @@ _DRIVER_ONLY = (
     "pipelines/cli",
     "pipelines/config/cluster.py",
     "pipelines/demo.py",
+    "pipelines/gate.py",
     "pipelines/inspect",
     "pipelines/registry",
+    "pipelines/restore.py",
 )
+# What only the replicas of a service run.
+_FOR_SERVING = ("pipelines/restorer.py", "pipelines/serve")
 
 
 def packages() -> list[Path]:
@@ -33,9 +37,9 @@ def packages() -> list[Path]:
     return [_ROOT / package for package in _PACKAGES]
 
 
-def stage_for_workers(folder: Path) -> list[Path]:
-    """Copy what workers need into `folder`; returns the packages there."""
-    return _stage(folder, leave_out=_DRIVER_ONLY)
+def stage_for_workers(folder: Path, *, serving: bool = False) -> list[Path]:
+    """Copy what workers need into `folder`, those of a service too if asked; returns the packages there."""
+    return _stage(folder, leave_out=_DRIVER_ONLY + (() if serving else _FOR_SERVING))
 
 
 def stage_for_jobs(folder: Path) -> list[Path]:

@@ -110,7 +110,7 @@ def serving(
     os.environ.pop("NAFNET_TOKEN", None)  # Ray's processes would inherit it
     from cluster.connect import connect
 
-    with connect(address):
+    with connect(address, serving=True):
         on_connected()
         with _deployed(settings):
             yield label

@@ -21,6 +21,8 @@ _ENTRIES = (
     "pipelines.probe",
     "pipelines.prepare",
     "pipelines.synth.work",
+    "pipelines.serve.guard",
+    "pipelines.serve.replica",
     "pipelines.tune.actor",
     "pipelines.tune.tuner",
 )
@@ -28,7 +30,7 @@ _ENTRIES = (
 
 def test_workers_find_all_that_they_import(tmp_path: Path) -> None:
     """What is imported inside of functions as well, which would fail on a node only when it is reached."""
-    stage_for_workers(tmp_path)
+    stage_for_workers(tmp_path, serving=True)
     known, waiting = set(_ENTRIES), list(_ENTRIES)
     while waiting:
         importer = waiting.pop()
