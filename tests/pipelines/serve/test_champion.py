@@ -18,18 +18,22 @@ from pipelines.serve.settings import ServeSettings
 from pipelines.tracking import mlflow_client
 from tests.nafnet_core.networks import SMALL, lively_network, photo
 from tests.pipelines.serve.clients import ask, encoded, restore
-from tests.pipelines.serve.conftest import PATCH_PX, Registry, make_registry
+from tests.pipelines.serve.conftest import PATCH_PX, Registry
 from tests.pipelines.serve.services import routes
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return make_registry(tmp_path_factory.mktemp("followed"))
+_ALIAS = "followed"  # the champion itself is followed by the real command
+_MODEL = f"models:/nafnet-deblur@{_ALIAS}"
+
+
+@pytest.fixture
+def registry(champions: Registry) -> Registry:
+    return champions
 
 
 def _champion(registry: Registry, version: int) -> None:
     """Straight to the registry, as another tool would: no gate, no history."""
-    mlflow_client(registry.workspace).set_registered_model_alias("nafnet-deblur", "champion", str(version))
+    mlflow_client(registry.workspace).set_registered_model_alias("nafnet-deblur", _ALIAS, str(version))
 
 
 def _nan() -> NAFNet:
@@ -64,7 +68,7 @@ def test_a_bad_champion_is_refused_and_the_old_one_stays(
     _champion(registry, 1)
     save_model(make(), tmp_path / "bad.safetensors", metadata={"train_patch_px": PATCH_PX})
     bad = registry.add(tmp_path / "bad.safetensors")
-    with routes(workspace=registry.workspace.root, poll_s=0.05) as (address, _):
+    with routes(model=_MODEL, workspace=registry.workspace.root, poll_s=0.05) as (address, _):
         body = encoded(photo(40, 40))
         before = restore(address, body)
         assert before.headers["x-nafnet-version"] == "1"
@@ -102,7 +106,7 @@ def test_weights_that_are_damaged_or_of_another_network_are_refused(
 
 def test_a_silent_registry_changes_nothing(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     _champion(registry, 1)
-    settings = ServeSettings(workspace=registry.workspace.root, poll_s=0.05)
+    settings = ServeSettings(model=_MODEL, workspace=registry.workspace.root, poll_s=0.05)
     taken: list[object] = []
     follower = Follower(settings, open_served(settings), hand_over=taken.append)
 
