@@ -108,6 +108,8 @@ def serving(
     # Here as well, before anything is started: Ray would tell it in a page of tracebacks.
     label = open_served(settings).label
     os.environ.pop("NAFNET_TOKEN", None)  # Ray's processes would inherit it
+    # Ray starts its workers with a niceness of 15: an answer took 5 to 10 % longer so on a machine at rest.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     from cluster.connect import connect
 
     with connect(address, serving=True):

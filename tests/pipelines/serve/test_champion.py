@@ -21,7 +21,6 @@ from tests.pipelines.serve.clients import ask, encoded, restore
 from tests.pipelines.serve.conftest import PATCH_PX, Registry
 from tests.pipelines.serve.services import routes
 
-
 _ALIAS = "followed"  # the champion itself is followed by the real command
 _MODEL = f"models:/nafnet-deblur@{_ALIAS}"
 
