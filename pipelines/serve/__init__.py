@@ -128,6 +128,13 @@ def _deployed(settings: ServeSettings) -> Iterator[None]:
     from pipelines.serve.replica import application
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    others = list(serve.status().applications)
+    if others:
+        raise CapabilityError(
+            "Ray Serve is at work on this cluster already",
+            got=", ".join(others),
+            fix="End that service; this one would have to share its address, and end with it",
+        )
     resources = ray.cluster_resources()
     num_gpus = 1.0 if resources.get("GPU", 0) >= settings.replicas else 0.0
     # A network takes its threads from here; a GPU's leaves room for decoding.

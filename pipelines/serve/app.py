@@ -39,6 +39,7 @@ _REFUSED = {
 _TOLD = {
     400: "An option that is unknown or cannot be; an empty upload, a damaged form",
     401: "No token, or a wrong one",
+    408: "The upload took too long",
     413: "The upload is too large",
     415: "Not a content type of images, or no image of a kind that is read",
     422: "A damaged, truncated or animated image, or too many pixels",

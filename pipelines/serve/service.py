@@ -99,8 +99,17 @@ class Service:
         """Read an upload, within its own limit and that of all that are held.
 
         Raises:
-            Refusal: 413, too large; 429, too much at a time.
+            Refusal: 408, too slow; 413, too large; 429, too much at a time.
         """
+        try:
+            return await asyncio.wait_for(self._read(chunks, place), self.settings.timeout_s)
+        except (asyncio.TimeoutError, TimeoutError):
+            limit_s = self.settings.timeout_s
+            raise Refusal(
+                408, "the upload took too long", expected=f"all of it within {limit_s:g} s"
+            ) from None
+
+    async def _read(self, chunks: AsyncIterator[bytes], place: Place) -> bytearray:
         body, limit = bytearray(), self.settings.max_bytes
         async for chunk in chunks:
             if len(body) + len(chunk) > limit:

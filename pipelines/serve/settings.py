@@ -42,7 +42,7 @@ class ServeSettings:
     max_megapixels: float = 50.0
     """Largest image, by its header."""
     timeout_s: float = 120.0
-    """From the end of the upload to the answer."""
+    """From the end of the upload to the answer; and for the upload."""
     train_patch_px: int | None = None
     """Patch side in training, instead of what the model says; 0 turns local statistics off."""
     precision: Literal["fp32", "bf16"] = "fp32"

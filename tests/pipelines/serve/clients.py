@@ -59,6 +59,13 @@ def restore(address: str, body: bytes | Iterable[bytes], query: str = "", **head
     return ask(address, f"/v1/restore{query}", body, **headers)
 
 
+def assert_clear(answer: Answer) -> None:
+    """It is our JSON, and says nothing of the inside."""
+    assert set(answer.told) == {"problem", "expected", "got", "fix"}, answer.content
+    assert answer.told["problem"] and answer.headers["content-type"] == "application/json"
+    assert not any(secret in answer.content.decode() for secret in ("/tmp", "Traceback", "BytesIO", ".py"))
+
+
 def encoded(image: NDArray[Any], kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, kind, **options)
