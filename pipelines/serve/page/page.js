@@ -54,6 +54,7 @@ function fail(told) {
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function stop() {
+  $("seconds").textContent = "";
   clearInterval(waiting);
   request = null;
   $("state").hidden = true;
@@ -105,6 +106,7 @@ function wait(sent) {
     } catch { /* the request itself tells */ }
     if (sent !== request) return;
     const line = ahead > 0 ? `In the queue with ${ahead} more` : "Restoring";
+    $("seconds").textContent = `${seconds} s`; // not read out each time
     $("progress").setAttribute("aria-valuetext", `${line}, ${seconds} s`);
     say(line);
   }, ASK_EVERY_MS);
