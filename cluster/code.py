@@ -30,6 +30,8 @@ _DRIVER_ONLY = (
     "pipelines/pyfunc.py",
     "pipelines/registry",
 )
+# What only the replicas of a service run.
+_FOR_SERVING = ("pipelines/serve",)
 
 
 def packages() -> list[Path]:
@@ -37,9 +39,9 @@ def packages() -> list[Path]:
     return [_ROOT / package for package in _PACKAGES]
 
 
-def stage_for_workers(folder: Path) -> list[Path]:
-    """Copy what workers need into `folder`; returns the packages there."""
-    return _stage(folder, leave_out=_DRIVER_ONLY)
+def stage_for_workers(folder: Path, *, serving: bool = False) -> list[Path]:
+    """Copy what workers need into `folder`, those of a service too if asked; returns the packages there."""
+    return _stage(folder, leave_out=_DRIVER_ONLY + (() if serving else _FOR_SERVING))
 
 
 def stage_for_jobs(folder: Path) -> list[Path]:

@@ -44,12 +44,13 @@ _TOLD = {"told": True}
 
 
 @contextmanager
-def connect(address: str | None = None) -> Iterator[None]:
+def connect(address: str | None = None, *, serving: bool = False) -> Iterator[None]:
     """Use Ray inside the `with` block; a local instance that this call started is shut down afterwards.
 
     Args:
         address: `auto` or `HOST:PORT` on a machine of a running cluster, `ray://HOST:PORT` from any other;
             None for a local instance, or whatever Ray this process is connected to already.
+        serving: send a cluster the code of `serve` too.
 
     Raises:
         InputError: not such an address.
@@ -68,7 +69,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         _start_here()
     else:
         check_address(address)
-        _join(address)
+        _join(address, serving=serving)
     log.info("connected to Ray; its own logs are in %s", ray.get_runtime_context().get_session_name())
     try:
         yield
@@ -179,14 +180,14 @@ def _start_here() -> None:
         )
 
 
-def _join(address: str) -> None:
+def _join(address: str, *, serving: bool) -> None:
     """Connect to a cluster that is up, and send it our code, unless a job has brought that already."""
     import ray
 
     with tempfile.TemporaryDirectory(prefix="nafnet-code-") as temporary:
         runtime_env: dict[str, Any] = {}
         if _IN_A_JOB not in os.environ:
-            staged = stage_for_workers(Path(temporary))
+            staged = stage_for_workers(Path(temporary), serving=serving)
             runtime_env["py_modules"] = [str(package) for package in staged]
             size = sum(map(zipped_bytes, staged))
             log.info("sending %.0f KiB of code to the cluster at %s", size / 1024, address, extra=_TOLD)

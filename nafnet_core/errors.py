@@ -48,6 +48,11 @@ class NAFNetError(Exception):
         if fix:
             line += f". {_one_line(fix)}"
         super().__init__(line)
+        # The same in pieces, for those who tell it in another form.
+        self.what = _one_line(what)
+        self.expected = None if expected is None else _one_line(expected)
+        self.got = None if got is None else _one_line(got)
+        self.fix = None if fix is None else _one_line(fix)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions across processes; the constructor's own signature would not survive.

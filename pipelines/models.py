@@ -47,7 +47,13 @@ class LoadedModel:
         return self.metadata.get("train_patch_px")
 
 
-def open_model(spec: str | None, workspace: Workspace, *, train_patch_px: int | None = None) -> LoadedModel:
+def open_model(
+    spec: str | None,
+    workspace: Workspace,
+    *,
+    train_patch_px: int | None = None,
+    fetched_to: Path | None = None,
+) -> LoadedModel:
     """Load what `spec` names.
 
     Args:
@@ -56,18 +62,22 @@ def open_model(spec: str | None, workspace: Workspace, *, train_patch_px: int | 
         workspace: where runs and the registry are.
         train_patch_px: patch side in training, instead of what the file says (an official `.pth` says
             nothing); 0 turns local statistics off.
+        fetched_to: folder for the files of a registered version; None takes them where they are, or has
+            MLflow fetch them to a temporary folder that stays.
 
     Raises:
         InputError: there is no such model, or it is no NAFNet.
     """
-    label, weights = find_weights(spec, workspace)
+    label, weights = find_weights(spec, workspace, fetched_to=fetched_to)
     model, metadata = load_model(weights)
     if train_patch_px is not None:
         metadata = {**metadata, "train_patch_px": train_patch_px or None}
     return LoadedModel(model=model, label=label, weights=weights, digest=sha256(weights), metadata=metadata)
 
 
-def find_weights(spec: str | None, workspace: Workspace) -> tuple[str, Path]:
+def find_weights(
+    spec: str | None, workspace: Workspace, *, fetched_to: Path | None = None
+) -> tuple[str, Path]:
     """Label and weights file of `spec`; see `open_model`."""
     if spec is None:
         if not workspace.database.exists() and tracking_uri(workspace).startswith("sqlite:"):
@@ -84,7 +94,7 @@ def find_weights(spec: str | None, workspace: Workspace) -> tuple[str, Path]:
             )
         spec = CHAMPION
     if spec.startswith("models:/"):
-        return _registered(spec, workspace)
+        return _registered(spec, workspace, fetched_to)
     for folder in (Path(spec), workspace.run_dir(spec)):
         if (folder / "checkpoints" / LEDGER).is_file():
             ledger = CheckpointLedger(folder)
@@ -157,7 +167,7 @@ def _no_answer(error: Exception, client: MlflowClient) -> CapabilityError:
     return CapabilityError("the registry does not answer", file=public(uri), got=reason(error, uri))
 
 
-def _registered(spec: str, workspace: Workspace) -> tuple[str, Path]:
+def _registered(spec: str, workspace: Workspace, fetched_to: Path | None) -> tuple[str, Path]:
     client = mlflow_client(workspace)
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -168,7 +178,9 @@ def _registered(spec: str, workspace: Workspace) -> tuple[str, Path]:
         found = client.get_model_version_by_alias(name, alias) if alias else None
         version = found.version if found else version
         with fluent(client):
-            folder = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}")
+            folder = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"models:/{name}/{version}", dst_path=fetched_to and str(fetched_to)
+            )
     except MlflowException as error:
         if error.error_code in _NO_ANSWER:
             raise _no_answer(error, client) from error

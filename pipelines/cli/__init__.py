@@ -25,6 +25,7 @@ from pipelines.cli import (
     preflight,
     registry,
     restoring,
+    serving,
     synth,
     training,
     tuning,
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (training, tuning, synth, data, inspecting, evaluating, restoring):
+for part in (training, tuning, synth, data, inspecting, evaluating, restoring, serving):
     app.registered_commands += part.app.registered_commands
 app.add_typer(registry.app, name="registry")
 for part in (preflight, jobs):

@@ -23,6 +23,8 @@ _ENTRIES = (
     "pipelines.prepare",
     "pipelines.scoring.work",
     "pipelines.synth.work",
+    "pipelines.serve.guard",
+    "pipelines.serve.replica",
     "pipelines.tune.actor",
     "pipelines.tune.tuner",
 )
@@ -30,7 +32,7 @@ _ENTRIES = (
 
 def test_workers_find_all_that_they_import(tmp_path: Path) -> None:
     """What is imported inside of functions as well, which would fail on a node only when it is reached."""
-    stage_for_workers(tmp_path)
+    stage_for_workers(tmp_path, serving=True)
     known, waiting = set(_ENTRIES), list(_ENTRIES)
     while waiting:
         importer = waiting.pop()

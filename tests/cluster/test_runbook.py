@@ -1,4 +1,4 @@
-"""The commands of docs/cluster.md and README, parsed as they would be run; the rest needs a cloud."""
+"""The commands of the pages below, parsed as they would be run; the rest needs a cloud."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.cli import jobs
 from pipelines.cli.parsing import options_of
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PAGES = ("docs/cluster.md", "README.md")
+_PAGES = ("docs/cluster.md", "docs/serving.md", "README.md")
 
 
 def _commands(program: str) -> list[list[str]]:
