@@ -14,8 +14,8 @@ import mlflow
 import numpy as np
 from numpy.typing import NDArray
 
-from nafnet_core import load_model, restore_image
-from nafnet_core.tiling import MAX_TILE_PX
+from nafnet_core import load_model
+from nafnet_core.tiling import MAX_TILE_PX, TileOptions, restore_images
 
 
 class DeblurModel(mlflow.pyfunc.PythonModel):
@@ -35,7 +35,9 @@ class DeblurModel(mlflow.pyfunc.PythonModel):
         """Restore one image."""
         image = np.asarray(model_input, dtype=np.uint8)
         # Pinned, so that the answer does not depend on what else the machine does.
-        return restore_image(self._model, image, train_patch_px=self._train_patch_px, tile_px=MAX_TILE_PX)  # type: ignore[return-value]
+        options = TileOptions(train_patch_px=self._train_patch_px, tile_px=MAX_TILE_PX, guard=True)
+        (result,) = restore_images(self._model, [image], options)
+        return result.restored  # type: ignore[return-value]
 
 
 # MLflow's contract for models stored as code.
