@@ -239,8 +239,8 @@ def _read_8_bit(image: Image.Image) -> tuple[NDArray, NDArray | None, bool]:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
-    # `convert` copies where there is nothing to convert, which of 48 megapixels is 190 MiB. A TIFF that Pillow has
-    # turned upright would be read anew for its array (Pillow 13).
+    # `convert` copies where there is nothing to convert, which of 48 megapixels is 190 MiB. A TIFF that
+    # Pillow has turned upright would be read anew for its array (Pillow 13).
     is_ready = image.mode == "RGB" and image.format != "TIFF"
     return np.asarray(image if is_ready else image.convert("RGB")), alpha, is_gray
 
