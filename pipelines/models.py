@@ -95,7 +95,7 @@ def find_weights(
         spec = CHAMPION
     if spec.startswith("models:/"):
         return _registered(spec, workspace, fetched_to)
-    for folder in (Path(spec), workspace.run_dir(spec)):
+    for folder in (Path(spec), workspace.run_dir(spec), workspace.root / spec):  # also as `runs/NAME`
         if (folder / "checkpoints" / LEDGER).is_file():
             ledger = CheckpointLedger(folder)
             best = ledger.best()

@@ -77,7 +77,8 @@ class Restoration:
     num_kept: int
     """Tiles that the network broke either way, where the input was kept."""
     colour_shift: tuple[float, float, float]
-    """Mean of the output less mean of the input: red, green and blue, in levels of 8 bit."""
+    """Mean of the network's output less mean of the input: red, green and blue, in levels of 8 bit. What
+    `keep_colour` mended is told too."""
     seconds: float
     """In the network and around it, without reading and writing."""
 

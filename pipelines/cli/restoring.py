@@ -107,7 +107,7 @@ def restore(
         # In this order: `ray.init` sets a SIGTERM handler of its own.
         with _ray(config, address), _stoppable(), console.progress("restore", "files") as update:
             result = stage.run(config, loaded, on_progress=update)
-        for line in _remarks(result):
+        for line in _remarks(result, keep_colour):
             console.say(line)
         counts = {status: result.count(status) for status in ("restored", "skipped", "failed")}
         record = f"{public(out).rstrip('/')}/{stage.RECORD}"
@@ -159,7 +159,7 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _remarks(result: RestoreResult) -> list[str]:
+def _remarks(result: RestoreResult, keep_colour: bool) -> list[str]:
     """What a person should know of single photos: failures one by one, the rest by number."""
     lines = [f"failed: {file.error}" for file in result.files if file.error]
 
@@ -180,11 +180,16 @@ def _remarks(result: RestoreResult) -> list[str]:
         [file for file in done if file.tiles_kept],
         "The record says how many",
     )
-    named(
-        f"colours moved by more than {_STRAYED_LEVELS:g} levels",
-        [file for file in done if file.colour_shift and max(map(abs, file.colour_shift)) > _STRAYED_LEVELS],
-        "--keep-colour keeps them",
-    )
+    if not keep_colour:
+        named(
+            f"colours moved by more than {_STRAYED_LEVELS:g} levels",
+            [
+                file
+                for file in done
+                if file.colour_shift and max(map(abs, file.colour_shift)) > _STRAYED_LEVELS
+            ],
+            "--keep-colour keeps them",
+        )
     notes: dict[str, int] = {}
     for note in (note for file in done for note in file.notes):
         notes[note] = notes.get(note, 0) + 1

@@ -73,6 +73,7 @@ def serve(
         console.say(f"Model: {label}")
         console.say(f"Serving at {settings.address}: the page at /, the interface at /docs. Ctrl-C ends it.")
 
+    console.say(f"Starting Ray and the service with {settings.model}: some 20 s")
     stage.run(settings, address=address, on_ready=on_ready, on_change=console.say)
 
 

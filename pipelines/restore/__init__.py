@@ -20,7 +20,7 @@ from nafnet_core import InputError
 from pipelines.encoding import JPEG_QUALITY
 from pipelines.images import IMAGE_SUFFIXES
 from pipelines.models import LoadedModel
-from pipelines.restore.finding import Item, find_items
+from pipelines.restore.finding import Item, find_items, warn_of_foreign
 from pipelines.restore.record import RECORD, Record, Restored
 from pipelines.restorer import Restorer, RestoreSettings
 from pipelines.storage import folder
@@ -99,6 +99,7 @@ def run(
         CapabilityError: a bucket does not answer; what was done until then is kept.
     """
     items = config.items()
+    warn_of_foreign(config.inputs)
     out = folder(config.out)
     out.make()
     record = Record(out)

@@ -63,7 +63,6 @@ def find_items(inputs: Sequence[str], out: str, *, suffix: str | None = None) ->
             file=public(out),
             fix="Choose another --out",
         )
-    _warn_of_foreign(inputs)
     items: dict[AnyPath, Item] = {}
     names: set[str] = set()
     for source, relative in outside:
@@ -128,9 +127,11 @@ def _lies_in(source: AnyPath, out: str) -> bool:
     return not isinstance(target, Path) and source.is_below(target)
 
 
-def _warn_of_foreign(inputs: Sequence[str]) -> None:
+def warn_of_foreign(inputs: Sequence[str]) -> None:
+    """Say how many pictures of other kinds lie in the folders."""
     folders = [Path(name) for name in inputs if not is_url(name) and Path(name).is_dir()]
     foreign = [name for folder in folders for name in image_names(folder, FOREIGN_SUFFIXES)]
     if foreign:
         kinds = ", ".join(sorted({PurePosixPath(name).suffix.lower() for name in foreign}))
-        log.warning("passed over %d files of kinds that are not read: %s", len(foreign), kinds)
+        number = f"{len(foreign)} file{'s' if len(foreign) > 1 else ''}"
+        log.warning("passed over %s of kinds that are not read: %s", number, kinds)

@@ -47,7 +47,7 @@ class Restored:
     tiles_kept: int = 0
     """Tiles that the network broke either way, where the input was kept."""
     colour_shift: tuple[float, float, float] | None = None
-    """What the network did to the mean of red, green and blue, in levels of 8 bit."""
+    """What the network did to the mean of red, green and blue, in levels of 8 bit; before `keep_colour`."""
     notes: tuple[str, ...] = ()
     """What the output's format could not hold, and the like."""
     seconds: float = 0.0

@@ -422,7 +422,7 @@ def test_several_inputs_and_the_kinds_that_are_not_read(
     both = find_items([str(photos / "a.png"), str(photos)], str(tmp_path / "other"))
     assert [item.output for item in both] == ["a.png", "sub/b.png", "sub/deep/c.png"]
     restore_files(photos, loaded, tmp_path / "out")
-    assert "1 files of kinds that are not read: .heic" in caplog.text
+    assert "passed over 1 file of kinds that are not read: .heic" in caplog.text
     (failed,) = restore_files(photos / "phone.HEIC", loaded, tmp_path / "out").files
     assert failed.status == "failed" and "Export it as JPEG" in (failed.error or "")
 
