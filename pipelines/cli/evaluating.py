@@ -23,6 +23,7 @@ from pipelines.cli.shared import (
     on_a_disk,
     output_to,
     print_lines,
+    stoppable,
 )
 from pipelines.workspace import Workspace
 
@@ -107,6 +108,7 @@ def evaluate(
         start = time.monotonic()
         with (
             _workers(workers, address, len(pairs)) as num_workers,
+            stoppable("nothing is written", fix="The same command begins anew"),
             console.progress("evaluate", "images") as update,
         ):
             given = (*loaded, pairs, place.make())

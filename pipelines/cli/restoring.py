@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nafnet_core.errors import InputError, StoppedError
+from nafnet_core.errors import InputError
 from pipelines import console
 from pipelines.cli.shared import (
     AddressOption,
@@ -19,6 +18,7 @@ from pipelines.cli.shared import (
     counted,
     output_to,
     print_lines,
+    stoppable,
 )
 from pipelines.urls import public
 from pipelines.workspace import Workspace
@@ -105,7 +105,11 @@ def restore(
                 "Local statistics are off, since the file does not say its training patch: --train-patch"
             )
         # In this order: `ray.init` sets a SIGTERM handler of its own.
-        with _ray(config, address), _stoppable(), console.progress("restore", "files") as update:
+        with (
+            _ray(config, address),
+            stoppable("what is done is kept", fix="The same command goes on"),
+            console.progress("restore", "files") as update,
+        ):
             result = stage.run(config, loaded, on_progress=update)
         for line in _remarks(result, keep_colour):
             console.say(line)
@@ -141,22 +145,6 @@ def _ray(config: RestoreConfig, address: str | None) -> Iterator[None]:
             place.make()
             in_brief(None, place)
         yield
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the command in one line; what is written is whole."""
-
-    def stop(number: int, frame: object) -> None:
-        fix = "The same command goes on"
-        raise StoppedError("stopped; what is done is kept", exit_code=128 + number, fix=fix)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _remarks(result: RestoreResult, keep_colour: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nafnet_core.errors import InputError
+from nafnet_core.errors import InputError, StoppedError
 from pipelines import console
 from pipelines.urls import is_url, public
 
@@ -81,6 +82,21 @@ def output_to(as_json: bool) -> Iterator[Output]:
         yield Output(as_json, stdout)
     finally:
         sys.stdout = stdout
+
+
+@contextmanager
+def stoppable(outcome: str, *, fix: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the command in one line. To be entered after `ray.init`, which sets others."""
+
+    def stop(number: int, frame: object) -> None:
+        raise StoppedError(f"stopped; {outcome}", exit_code=128 + number, fix=fix)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def print_lines(*lines: str) -> None:
