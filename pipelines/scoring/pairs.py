@@ -35,7 +35,7 @@ class PairPlace:
                 the driver.
         """
         if self.ref is not None:
-            nodes.check_images([self.ref])
+            nodes.check_pairs([self.ref])
             lq, gt = self.ref.read()
             return Pair(key=self.ref.key, scene=self.ref.scene, lq=lq, gt=gt)
         assert self.store is not None and self.digest is not None

@@ -129,11 +129,10 @@ def test_evaluate_on_a_store_and_on_pairs_in_a_bucket(
     assert reports[1].data.startswith(f"s3://{bucket}/store?")
 
 
-@pytest.mark.parametrize("command", ["synth", "restore", "train"])
+@pytest.mark.parametrize("command", ["synth", "train"])
 def test_what_must_be_on_a_disk_says_so(tmp_path: Path, command: str) -> None:
     arguments = {
         "synth": ["synth", tmp_path, "--out", "s3://k:PLANTED@bucket/pairs"],
-        "restore": ["restore", tmp_path, "--out", "s3://k:PLANTED@bucket/restored"],
         "train": [
             "train",
             "--config",
