@@ -94,7 +94,7 @@ def test_a_name_of_both_is_asked_about(run: Run, here: Path) -> None:
     assert code == 0, errors
 
 
-def test_words_that_make_no_sense(run: Run, here: Path) -> None:
+def test_words_that_make_no_sense(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = ("evaluate", "a.safetensors")
     _refused(run(*weights), 2, "MODEL DATA, MODEL BLURRED SHARP", "got a.safetensors")
     _refused(run("evaluate"), 2, "MODEL [MODEL_B] DATA [GT]")
@@ -108,6 +108,8 @@ def test_words_that_make_no_sense(run: Run, here: Path) -> None:
     _refused(run(*weights, "store", "--workers", 0), 2, "--workers")
     _refused(run(*weights, "store", "--out", "s3://bucket/report"), 2, "on a disk")
     _refused(run(*weights, "store", "--out", "pairs"), 2, "something else in this folder")
+    # Other tests of this session may have a Ray at work, which would be taken.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     _refused(run(*weights, "store", "--address", "nowhere"), 2, "not the address of a Ray cluster")
 
 
