@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nafnet_core import GateError, InputError
 from nafnet_core.tiling import restore_image
 from pipelines.evaluate import Pairs, Report, comparable
 from pipelines.models import LoadedModel
+from pipelines.scoring.work import one_thread
 
 _TIMED_IMAGES, _TIMED_SIDE_PX, _ROUNDS, _ATTEMPTS = 3, 512, 5, 3
 _MIN_ROUNDS, _ENOUGH_S = 2, 6.0  # of one image: large networks take seconds a turn
@@ -154,15 +154,11 @@ def latency_ratio(candidate: LoadedModel, champion: LoadedModel, pairs: Pairs, l
     """
     images = [_middle(pairs[index].lq) for index in range(min(_TIMED_IMAGES, len(pairs)))]
     ratio = math.inf
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for _ in range(_ATTEMPTS):
             ratio = min(ratio, statistics.median(_ratio(candidate, champion, image) for image in images))
             if ratio <= limit:
                 break
-    finally:
-        torch.set_num_threads(num_threads)
     return ratio
 
 

@@ -5,15 +5,13 @@ from typing import Any, Protocol
 
 import pytest
 
-from nafnet_core import save_model
 from pipelines import restore
-from pipelines.models import LoadedModel, open_model
+from pipelines.models import LoadedModel
 from pipelines.png import encode_png
 from pipelines.restore import RestoreConfig, RestoreResult
 from pipelines.restorer import RestoreSettings
-from pipelines.workspace import Workspace
-from tests.nafnet_core.networks import SMALL, lively_network
 from tests.pipelines.pairs import piece
+from tests.pipelines.restore.results import loaded_network
 
 _SETTINGS = ("tile_px", "tile_batch", "precision", "scale", "ensemble", "keep_colour")
 
@@ -27,9 +25,7 @@ class RestoreFiles(Protocol):
 @pytest.fixture(scope="session")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A small network that is no identity."""
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_model(lively_network(SMALL, seed=0), path, metadata={"train_patch_px": 64})
-    return open_model(str(path), Workspace.find(path.parent))
+    return loaded_network(tmp_path_factory.mktemp("model"), 0)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from nafnet_core import restore_image
 from pipelines.models import LoadedModel
 from tests.nafnet_core.networks import photo
 from tests.pipelines.restore.conftest import RestoreFiles
-from tests.pipelines.restore.test_run import files_of, record_of
+from tests.pipelines.restore.results import files_of, record_of
 
 SIZE, FPS, NUM_FRAMES = (96, 64), 12.5, 9
 
