@@ -6,6 +6,7 @@ With another number oneDNN may add up in another order, and one level in some 50
 
 from __future__ import annotations
 
+import gc
 import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,6 +109,9 @@ def restore_on_cluster(
                 if row["refused"]:
                     raise (InputError if row["is_input"] else CapabilityError)(row["refused"])
                 yield row["entry"]
+            # What an execution leaves behind refers to itself: it would lie there for long.
+            del dataset, rows
+            gc.collect()
     finally:
         marked.remove()
 
