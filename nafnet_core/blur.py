@@ -6,6 +6,7 @@
 
 A composition, in the camera's order: clipped highlights are given back their light, the scene is blurred in
 linear light, photons and read-out add noise, the response curve is applied, and the file is compressed.
+Where a data set was made otherwise, `encoded_share` follows it: GoPro's `blur` is the mean of encoded frames.
 Everything follows from the generator that is handed in, so the same seed and number give the same pixels.
 `Exposure` makes any part of the degraded image, at the cost of that part.
 """
@@ -13,7 +14,7 @@ Everything follows from the generator that is handed in, so the same seed and nu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Literal, get_args
@@ -52,6 +53,8 @@ class Degradation:
     """How much brighter than white clipped highlights are taken to have been; 1 keeps them."""
     jpeg_quality: int | None = None
     """0…100; None keeps the image uncompressed."""
+    gamma: float = GAMMA
+    """Encoded values to this power are the light that is blurred; 1 blurs them as they are."""
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -75,6 +78,7 @@ def draw_degradation(
     max_size_px: float,
     max_noise: float,
     min_jpeg_quality: int | None = None,
+    encoded_share: float = 0.0,
 ) -> Degradation:
     """Draw the parameters of one degradation.
 
@@ -85,6 +89,7 @@ def draw_degradation(
             which look about as strong.
         max_noise: upper end of the read noise; the shot noise variance reaches a tenth of it. 0 for none.
         min_jpeg_quality: lower end of the quality, of which 95 is the upper; None for no compression.
+        encoded_share: how many are blurred as encoded, not in linear light; clipped highlights stay clipped.
 
     Raises:
         ValueError: no kinds or unknown ones, or a range that is none.
@@ -98,10 +103,12 @@ def draw_degradation(
         )
     if min_jpeg_quality is not None and not 1 <= min_jpeg_quality <= 95:
         raise ValueError(f"min_jpeg_quality must be 1…95, got {min_jpeg_quality}")
+    if not 0 <= encoded_share <= 1:
+        raise ValueError(f"encoded_share must be 0…1, got {encoded_share}")
     kind = kinds[int(rng.integers(len(kinds)))]
     size = float(rng.uniform(min_size_px, max_size_px))
     share = {"defocus": 1 / 2, "gaussian": 1 / 6}.get(kind, 1.0)
-    return Degradation(
+    drawn = Degradation(
         kind=kind,
         size_px=size * share,
         shot_noise=float(rng.uniform(0, max_noise / 10)),
@@ -109,6 +116,9 @@ def draw_degradation(
         highlight_gain=float(rng.uniform(1.0, 2.0)),
         jpeg_quality=None if min_jpeg_quality is None else int(rng.integers(min_jpeg_quality, 96)),
     )
+    if encoded_share and rng.random() < encoded_share:
+        return replace(drawn, gamma=1.0, highlight_gain=1.0)
+    return drawn
 
 
 def degrade(
@@ -181,7 +191,7 @@ class Exposure:
         Returns:
             (H, W, 3) uint8 of the part.
         """
-        linear = to_linear(sharp_hwc_u8)
+        linear = to_linear(sharp_hwc_u8, self.degradation.gamma)
         if self.degradation.highlight_gain > 1:
             # A clipped pixel was brighter than white: unclipped, it smears into streaks as in night shots.
             clipped = cv2.inRange(sharp_hwc_u8, (_CLIPPED,) * 3, (255,) * 3) > 0
@@ -218,11 +228,12 @@ def average_frames(
     degradation: Degradation | None = None,
     rng: np.random.Generator | None = None,
 ) -> Image:
-    """Blur of real motion: the mean of consecutive sharp frames in linear light (Nah et al. 2017, section 2).
+    """Blur of real motion: the mean of consecutive sharp frames (Nah et al. 2017, section 2).
 
     Args:
         frames_hwc_u8: (H, W, 3) RGB frames of one size, one at a time; the middle one is the sharp image.
-        degradation: noise and compression to add; its blur and highlights are not looked at. None adds none.
+        degradation: noise and compression to add, and the `gamma` that makes light of encoded values; its
+            blur and highlights are not looked at. None adds none, and averages linear light.
         rng: draws the noise; needed with `degradation`.
 
     Returns:
@@ -233,13 +244,14 @@ def average_frames(
     """
     if (degradation is None) != (rng is None):
         raise ValueError("`degradation` and `rng` go together")
+    gamma = GAMMA if degradation is None else degradation.gamma
     total, number = None, 0
     for frame in frames_hwc_u8:
         if total is None:
             total = np.zeros(frame.shape, np.float64)
         elif frame.shape != total.shape:
             raise ValueError(f"frames of several sizes: {total.shape} and {frame.shape}")
-        total += to_linear(frame)
+        total += to_linear(frame, gamma)
         number += 1
     if total is None:
         raise ValueError("no frames to average")
@@ -249,16 +261,17 @@ def average_frames(
     return _developed(mean, degradation, rng)
 
 
-def to_linear(image_hwc_u8: Image) -> LinearImage:
+def to_linear(image_hwc_u8: Image, gamma: float = GAMMA) -> LinearImage:
     """Encoded 0…255 → linear light, white being 1. Raises `ValueError` where it is not (H, W, 3) uint8."""
     if image_hwc_u8.dtype != np.uint8 or image_hwc_u8.ndim != 3:
         raise ValueError(f"expected (H, W, 3) uint8, got {image_hwc_u8.shape} {image_hwc_u8.dtype}")
-    return cv2.LUT(image_hwc_u8, _LINEAR_OF)  # type: ignore[return-value]
+    return cv2.LUT(image_hwc_u8, _linear_of(gamma))  # type: ignore[return-value]
 
 
-def from_linear(linear: LinearImage) -> Image:
+def from_linear(linear: LinearImage, gamma: float = GAMMA) -> Image:
     """Linear light, clipped to 0…1 → encoded 0…255."""
-    return np.rint(linear.clip(0, 1) ** (1 / GAMMA) * 255).astype(np.uint8)
+    encoded = linear.clip(0, 1)
+    return np.rint((encoded if gamma == 1 else encoded ** (1 / gamma)) * 255).astype(np.uint8)
 
 
 def _drawn_blur(
@@ -295,7 +308,7 @@ def _developed(linear: LinearImage, degradation: Degradation, rng: np.random.Gen
     if degradation.shot_noise or degradation.read_noise:
         sigma = np.sqrt(linear * degradation.shot_noise + degradation.read_noise**2)
         linear = linear + sigma * _normal(rng, linear.shape)
-    image = from_linear(linear)
+    image = from_linear(linear, degradation.gamma)
     if degradation.jpeg_quality is None:
         return image
     quality = [cv2.IMWRITE_JPEG_QUALITY, degradation.jpeg_quality]
@@ -317,4 +330,6 @@ def _normal_quantiles() -> NDArray[np.float32]:
     return np.concatenate([-values[::-1], values])
 
 
-_LINEAR_OF = ((np.arange(256) / 255) ** GAMMA).astype(np.float32)
+@lru_cache(maxsize=4)
+def _linear_of(gamma: float) -> LinearImage:
+    return ((np.arange(256) / 255) ** gamma).astype(np.float32)

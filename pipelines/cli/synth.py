@@ -58,6 +58,12 @@ def synth(
     max_side: Annotated[
         int | None, typer.Option(min=64, help="Shrink photos and frames to this longer side.")
     ] = None,
+    encoded_share: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Share blurred as encoded, as GoPro's `blur`; the rest in linear light."
+        ),
+    ] = 0.0,
     kernels: Annotated[
         Path | None,
         typer.Option(help="Folder of measured kernels, gray images or .mat, for kind measured."),
@@ -93,6 +99,7 @@ def synth(
         max_noise=max_noise,
         min_jpeg_quality=jpeg_quality,
         max_side_px=max_side,
+        encoded_share=encoded_share,
         kernels=kernels,
         average=None if average is None else _range(average),
         window_stride=window_stride,

@@ -48,6 +48,9 @@ class BlurSection(Section):
     """Upper end of the read noise, linear light, 1.0 being white; 0.004 is a phone at ISO 400 or so."""
     min_jpeg_quality: int | None = Field(None, ge=1, le=95)
     """Blurred images are compressed, at qualities from this to 95; None leaves them as they are."""
+    encoded_share: float = Field(0.0, ge=0, le=1)
+    """Share of the blurred samples that are blurred as encoded, as GoPro's `blur` was made; the others in
+    linear light, as cameras do, and as GoPro's `blur_gamma`."""
     kernels: Annotated[Path, AfterValidator(Path.absolute)] | None = None
     """Folder of measured kernels, gray images or MATLAB files, or one such file, for the kind `measured`."""
     sharp_share: float = Field(0.0, ge=0, le=1)

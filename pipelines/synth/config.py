@@ -22,6 +22,8 @@ _SCHEMA_VERSION = 1
 _DEFAULTS = BlurSection()
 # What a pair's pixels do not hang on: with these changed, the pairs that are there remain right.
 _NOT_IN_PIXELS = ("sharp", "out", "variants", "kernels", "address", "use_ray")
+# Options that came later, as pairs were made until then.
+_BEFORE_THEY_WERE = {"encoded_share": 0.0}
 _OF_PHOTOS_ONLY = ("variants", "kinds", "min_size_px", "max_size_px", "kernels")
 
 
@@ -42,6 +44,7 @@ class SynthConfig:
     max_noise: float | None = None
     """None: as there for photos; 0 for averaged frames, which bring the noise of their camera."""
     min_jpeg_quality: int | None = _DEFAULTS.min_jpeg_quality
+    encoded_share: float = _DEFAULTS.encoded_share
     max_side_px: int | None = None
     """Photos and frames are shrunk (by area) to this longer side first."""
     kernels: Path | None = None
@@ -118,6 +121,7 @@ def draw(config: SynthConfig, rng: np.random.Generator) -> Degradation:
         max_size_px=config.max_size_px,
         max_noise=_max_noise(config),
         min_jpeg_quality=config.min_jpeg_quality,
+        encoded_share=config.encoded_share,
     )
 
 
@@ -144,6 +148,8 @@ def claim(config: SynthConfig, kernels: Mapping[str, str]) -> None:
     try:
         earlier = json.loads(path.read_text()) if path.exists() else {}
         assert isinstance(earlier, dict)
+        if earlier:
+            earlier = _BEFORE_THEY_WERE | earlier
     except (ValueError, AssertionError) as error:
         raise InputError("damaged settings", file=path, fix="Remove the folder") from error
     changed = [name for name in settings | earlier if settings.get(name) != earlier.get(name)]

@@ -1,6 +1,7 @@
 """Pairs from consecutive frames: the mean of a window is the blurred image, its middle frame the sharp one.
 
-As GoPro was made (Nah et al., CVPR 2017, section 2): 7 to 13 frames of 240 a second, in linear light.
+As GoPro was made (Nah et al., CVPR 2017, section 2): 7 to 13 frames of 240 a second, in linear light, or as
+encoded, which its `blur` is (`encoded_share`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from nafnet_core import InputError
-from nafnet_core.blur import GAMMA, average_frames
+from nafnet_core.blur import average_frames
 from pipelines.synth.config import SynthConfig, draw
 from pipelines.synth.frames import FrameFolder, FrameSequence, Image, read_frame
 from pipelines.synth.scan import Scan
@@ -148,7 +149,7 @@ def average_window(job: WindowJob, config: SynthConfig) -> Made:
         "last_frame": last,
         "first_index": window.first,
         "num_frames": window.length,
-        "gamma": GAMMA,
+        "gamma": degradation.gamma,
         "seed": config.seed,
         "shot_noise": degradation.shot_noise,
         "read_noise": degradation.read_noise,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nafnet_core import PRESETS, NAFNet, NAFNetConfig
 from nafnet_core.weights import infer_config
-from tests.nafnet_core.networks import DEEP
+from tests.nafnet_core.networks import DEEP, FOLDED
 from tests.reference import ReferenceNAFNet
 
 
@@ -35,7 +35,7 @@ def test_configuration_is_read_off_the_keys(config: NAFNetConfig) -> None:
     assert infer_config(state, file="x") == config
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), DEEP], ids=[*PRESETS, "deep"])
+@pytest.mark.parametrize("config", [*PRESETS.values(), DEEP, FOLDED], ids=[*PRESETS, "deep", "folded"])
 def test_configuration_is_read_off_the_references_keys(config: NAFNetConfig) -> None:
     with torch.device("meta"):
         state = ReferenceNAFNet(**config.to_dict()).state_dict()  # type: ignore[arg-type]

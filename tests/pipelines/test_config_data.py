@@ -80,7 +80,7 @@ def test_kernels_are_found_wherever_a_worker_starts() -> None:
 def test_synth_has_the_same_options_and_defaults() -> None:
     section, synth = BlurSection(), SynthConfig(sharp=[], out=Path())
     names: set[str] = set(section.ranges())
-    assert names == {"kinds", "min_size_px", "max_size_px", "max_noise", "min_jpeg_quality"}
+    assert names == {"kinds", "min_size_px", "max_size_px", "max_noise", "min_jpeg_quality", "encoded_share"}
     same: dict[str, Any] = {name: getattr(synth, name) for name in names - {"max_noise"}}
     assert same == {name: getattr(section, name) for name in same}
     draw_degradation(sample_rng(0, 0), **section.ranges())
