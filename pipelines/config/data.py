@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from nafnet_core.blur import BlurKind, draw_degradation, sample_rng
 from nafnet_core.errors import InputError
 from pipelines.config.base import Section
-from pipelines.urls import holds_credentials, public
+from pipelines.urls import absolute, holds_credentials, public
 
 
 def without_credentials(value: str | os.PathLike[str]) -> str:
@@ -29,8 +29,9 @@ def without_credentials(value: str | os.PathLike[str]) -> str:
     return text
 
 
-Place = Annotated[str, BeforeValidator(without_credentials)]
-"""A path, or a URL of any file system that pyarrow or fsspec knows, without credentials."""
+Place = Annotated[str, BeforeValidator(without_credentials), AfterValidator(absolute)]
+"""A path, made absolute, for workers run in other folders; or a URL of any file system that pyarrow or fsspec
+knows, without credentials."""
 
 
 class BlurSection(Section):

@@ -27,7 +27,19 @@ def test_overrides_come_after_the_stores_of_the_command_line() -> None:
         (str(Path("a").absolute()), 1.0), (str(Path("b").absolute()), 2.0)
     ]  # fmt: skip
     assert config.data.val == str(Path("c").absolute())
-    assert load_config("mobile", ["data.val=d"], val="c").data.val == "d"
+    assert load_config("mobile", ["data.val=d"], val="c").data.val == str(Path("d").absolute())
+
+
+def test_stores_of_a_recipe_are_found_wherever_a_worker_starts(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "model: {preset: mobile}\nbudget: {samples: 9}\n"
+        "data: {train: [{path: stores/a}, {path: s3://bucket/b/}], val: ../c}\ncheckpoint: {storage: runs}\n"
+    )
+    config = load_config(recipe)
+    assert [store.path for store in config.data.train] == [str(Path("stores/a").absolute()), "s3://bucket/b"]
+    assert config.data.val == str(Path("../c").absolute())
+    assert config.checkpoint.storage == str(Path("runs").absolute())
 
 
 def test_a_section_that_a_recipe_turned_off_can_be_turned_on(tmp_path: Path) -> None:
