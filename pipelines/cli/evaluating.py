@@ -19,12 +19,12 @@ from pipelines.cli.shared import (
     JsonOption,
     TrainPatchOption,
     WorkspaceOption,
-    counted,
     on_a_disk,
     output_to,
     print_lines,
     stoppable,
 )
+from pipelines.counting import counted
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:

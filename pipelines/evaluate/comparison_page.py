@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.counting import counted
 from pipelines.evaluate.difference import Comparison, Difference
 from pipelines.evaluate.document import Block, Chart, Document, Heading, Paragraph, Strip, Table
-from pipelines.evaluate.pages import PERCEPTUAL_NOTE, SHARPNESS_NOTE, counted, protocol_table, time_told
+from pipelines.evaluate.pages import PERCEPTUAL_NOTE, SHARPNESS_NOTE, protocol_table, time_told
 from pipelines.evaluate.summary import percentiles
 
 HISTOGRAM = "difference.png"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.counting import counted
 from pipelines.evaluate.document import Block, Chart, Document, Heading, Paragraph, Strip, Table
 from pipelines.evaluate.drawing import ERROR_SCALE_LEVELS
 from pipelines.evaluate.report import Report
@@ -128,8 +129,3 @@ def time_told(report: Report) -> str:
         f"{told}; on {counted(report.num_workers, 'worker')}, each on one thread: they share memory "
         "and caches, so compare this time only with one that was measured alike."
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
