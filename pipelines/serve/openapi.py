@@ -21,7 +21,7 @@ _REFUSED = {
 _TOLD = {
     400: "An option that is unknown or cannot be; an empty upload, a damaged form",
     401: "No token, or a wrong one",
-    403: "Where no token is asked for, another host name than this machine's; a POST from another site's page",
+    403: "Without a token: another host name than this machine's; a POST from another site's page",
     408: "The upload took too long",
     413: "The upload is too large",
     415: "Not a content type of images, or no image of a kind that is read",
