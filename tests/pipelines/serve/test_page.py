@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
 ]
-_HEIGHT, _WIDTH = 900, 1300
+_HEIGHT, _WIDTH = 300, 1300  # wider than the window at 1:1, and no larger than that needs
 _RESULT = "!document.getElementById('result').hidden && document.getElementById('after').naturalWidth > 0"
 _ERROR = "!document.getElementById('error').hidden"
 _CUT = r"Number(document.getElementById('after').style.clipPath.match(/([\d.]+)px\)$/)[1])"
