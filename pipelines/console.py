@@ -42,15 +42,16 @@ def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
         return
     last = time.monotonic() - _PLAIN_EVERY_S
     first: tuple[int, float] | None = None
+    is_ended = False
 
     def update(done: int, total: int, note: str | Sequence[str] = "") -> None:
-        nonlocal first, last
+        nonlocal first, last, is_ended
         now = time.monotonic()
         if not total:
             return
         first = first or (done, now)  # a run that goes on does not start at 0
-        if done >= total or now - last >= _PLAIN_EVERY_S:
-            last = now
+        if (done >= total and not is_ended) or now - last >= _PLAIN_EVERY_S:
+            last, is_ended = now, done >= total  # what is told beside may go on after the end
             left = (now - first[1]) / (done - first[0]) * (total - done) if done > first[0] else 0.0
             told = note if isinstance(note, str) else note[0]
             words = (f"{label}: {done}/{total}", unit, told, f"{_clock(left)} left" if left >= 1 else "")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from nafnet_core import InputError
+from pipelines.counting import counted
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ def _pillow_errors(path: Path | str, source: Path | bytes) -> Iterator[None]:
         raise InputError(
             "not an image, or damaged from the start" if num_bytes else "not an image, but an empty file",
             file=path,
-            got=f"{num_bytes} bytes",
+            got=counted(num_bytes, "byte"),
         ) from error
     except Image.DecompressionBombError as error:
         raise InputError("an image of absurd dimensions", file=path, got=reason(error)) from error

@@ -26,6 +26,7 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from nafnet_core import InputError
+from pipelines.counting import counted
 from pipelines.png import decode_png
 from pipelines.shards import SIDES, LmdbShard, shard_errors
 from pipelines.sources.lmdbs import META, LmdbImage, LmdbPairs, is_lmdb, opened_lmdb, refuse_pickle
@@ -129,7 +130,9 @@ class _Stored:
                 return np.frombuffer(self.value, np.uint8).reshape(self.shape)
             return decode_png(self.value)
         except ValueError as error:
-            raise InputError("a damaged image", file=self.place, got=f"{len(self.value)} bytes") from error
+            raise InputError(
+                "a damaged image", file=self.place, got=counted(len(self.value), "byte")
+            ) from error
 
 
 _Row = tuple[str, str, _Stored, _Stored]

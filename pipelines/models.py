@@ -80,7 +80,7 @@ def find_weights(
 ) -> tuple[str, Path]:
     """Label and weights file of `spec`; see `open_model`."""
     if spec is None:
-        if not workspace.database.exists() and tracking_uri(workspace).startswith("sqlite:"):
+        if is_unmade(workspace):
             raise InputError(
                 "there is no model yet",
                 file=workspace.root,
@@ -110,6 +110,11 @@ def find_weights(
     if path.is_dir():
         raise InputError("no checkpoints in this folder", file=path, expected="a training run")
     return path.name, path
+
+
+def is_unmade(workspace: Workspace) -> bool:
+    """Whether the registry is a data base of the workspace's that nothing was written to yet."""
+    return not workspace.database.exists() and tracking_uri(workspace).startswith("sqlite:")
 
 
 def is_model(spec: str, workspace: Workspace) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +12,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nafnet_core.errors import InputError
+from nafnet_core.errors import CapabilityError, InputError
 from pipelines import console
 from pipelines.cli.shared import (
     AddressOption,
     JsonOption,
     TrainPatchOption,
     WorkspaceOption,
-    counted,
     on_a_disk,
     output_to,
     print_lines,
     stoppable,
 )
+from pipelines.counting import counted
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipelines.evaluate import CompareResult, EvaluateResult
+    from pipelines.models import LoadedModel
 
 app = typer.Typer()
 
@@ -112,7 +113,9 @@ def evaluate(
             console.progress("evaluate", "images") as update,
         ):
             given = (*loaded, pairs, place.make())
-            options = {"on_progress": update, "judge": judge, "num_workers": num_workers, "out": out}
+            on_progress, on_drawing = _told_in_turn(update)
+            options = {"on_progress": on_progress, "on_drawing": on_drawing, "judge": judge}
+            options |= {"num_workers": num_workers, "out": out}
             if len(loaded) == 2:
                 compared = stage.compare(*given, **options)  # type: ignore[arg-type]
             else:
@@ -133,7 +136,7 @@ def evaluate(
     if len(loaded) == 1:
         print_lines(f"Picture: {shown / scored.picture.name}")
         if asked.gt is None and not words[0].startswith("models:/"):
-            print_lines(f"Next: nafnet registry register {words[0]} --on {pairs.label}")
+            print_lines(*_next(loaded[0], place, words[0], pairs.label, train_patch))
 
 
 def _asked(words: list[str], workspace: Workspace) -> _Asked:
@@ -171,6 +174,46 @@ def _asked(words: list[str], workspace: Workspace) -> _Asked:
             fix="`nafnet registry list` shows what is registered",
         )
     return _Asked((first,), second, rest[0] if rest else None)
+
+
+def _told_in_turn(
+    update: Callable[..., None],
+) -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
+    """On one line: images that are scored, and beside them how far their pictures are."""
+    scored = (0, 0)
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal scored
+        scored = (done, total)
+        update(done, total)
+
+    def on_drawing(done: int, total: int) -> None:
+        update(*scored, f"drawing {done}/{total}" if done < total else "writing the report")
+
+    return on_progress, on_drawing
+
+
+def _next(
+    loaded: LoadedModel, workspace: Workspace, spec: str, data: str, train_patch: int | None
+) -> list[str]:
+    """What makes sense after a report: to register the model, or what follows where that is done."""
+    from pipelines import registry
+
+    try:
+        found = registry.version_of(loaded, workspace)
+    except CapabilityError:  # the report is there; who registers will be told
+        found = None
+    if found is None:
+        patch = "" if train_patch is None else f" --train-patch {train_patch}"
+        return [f"Next: nafnet registry register {spec} --on {data}{patch}"]
+    is_champion = "champion" in found.aliases
+    number = "" if "candidate" in found.aliases else f" {found.version}"
+    return [
+        f"This is version {found.version} of the registry{', the champion' if is_champion else ''}.",
+        "Next: nafnet restore PHOTO_OR_FOLDER"
+        if is_champion
+        else f"Next: nafnet registry promote{number} --on {data}",
+    ]
 
 
 @contextmanager
@@ -221,7 +264,7 @@ def _tell_report(result: EvaluateResult, *, is_slow: bool) -> None:
 
 
 def _tell_comparison(result: CompareResult) -> None:
-    from pipelines.evaluate.comparison_page import group_rows, interval_told, score_table, verdict
+    from pipelines.evaluate.comparison_page import group_rows, notes, score_table, verdict
 
     compared = result.comparison
     scores = score_table(compared)
@@ -231,4 +274,4 @@ def _tell_comparison(result: CompareResult) -> None:
         columns = ["", "images", "A, dB", "B, dB", "B over A"]
         console.table("By strength of the blur", columns, group_rows(compared, "by_blur"))
     print_lines(f"A: {compared.first.model}. B: {compared.second.model}.")
-    print_lines(verdict(compared), interval_told(compared))
+    print_lines(verdict(compared), *notes(compared))

@@ -12,11 +12,11 @@ from pipelines.cli.shared import (
     JsonOption,
     TrainPatchOption,
     WorkspaceOption,
-    counted,
     number,
     output_to,
     print_lines,
 )
+from pipelines.counting import counted
 from pipelines.urls import public
 from pipelines.workspace import Workspace
 

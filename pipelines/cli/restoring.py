@@ -15,11 +15,11 @@ from pipelines.cli.shared import (
     JsonOption,
     TrainPatchOption,
     WorkspaceOption,
-    counted,
     output_to,
     print_lines,
     stoppable,
 )
+from pipelines.counting import counted
 from pipelines.urls import public
 from pipelines.workspace import Workspace
 

@@ -108,11 +108,6 @@ def number(value: float | None) -> str | None:
     return None if value is None else f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 worker`, `2 workers`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def score_table(title: str, report: Report) -> None:
     rows = [
         [

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import console
-from pipelines.cli.shared import counted, print_lines
+from pipelines.cli.shared import print_lines
+from pipelines.counting import counted
 from pipelines.urls import public
 from pipelines.workspace import Workspace
 

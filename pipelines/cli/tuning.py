@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines import console
-from pipelines.cli.shared import AddressOption, JsonOption, WorkspaceOption, counted, output_to, print_lines
+from pipelines.cli.shared import AddressOption, JsonOption, WorkspaceOption, output_to, print_lines
 from pipelines.cli.training import train_progress
+from pipelines.counting import counted
 from pipelines.urls import public
 from pipelines.workspace import Workspace
 

@@ -39,6 +39,7 @@ def compare(
     workspace: Workspace,
     *,
     on_progress: Progress = lambda done, total: None,
+    on_drawing: Progress = lambda done, total: None,
     judge: Judge | None = None,
     num_workers: int | None = None,
     out: Path | None = None,
@@ -49,6 +50,7 @@ def compare(
         first, second: the models.
         pairs, workspace, judge, num_workers: as for `run`.
         on_progress: images done of both, and all of them.
+        on_drawing: images drawn, and all that are: of each report after its images, of the comparison last.
         out: folder for a copy of the comparison.
 
     Raises:
@@ -64,6 +66,7 @@ def compare(
             pairs,
             workspace,
             on_progress=lambda done, total, before=number: on_progress(before * total + done, 2 * total),
+            on_drawing=on_drawing,
             judge=judge,
             num_workers=num_workers,
         ).report
@@ -73,7 +76,7 @@ def compare(
     own = [report_path(workspace, loaded, data_digest).parent.name for loaded in (first, second)]
     path = workspace.reports / f"{own[0]}-against-{own[1]}" / COMPARISON
     with report_folder(path.parent, out) as folder:
-        strips = _draw(folder, comparison, (first, second), pairs, num_workers)
+        strips = _draw(folder, comparison, (first, second), pairs, num_workers, on_drawing)
         _write(folder, comparison, strips)
     return CompareResult(comparison=comparison, path=path)
 
@@ -84,12 +87,14 @@ def _draw(
     models: tuple[LoadedModel, LoadedModel],
     pairs: Pairs,
     num_workers: int | None,
+    on_drawing: Progress,
 ) -> list[Strip]:
     """Strips of the images that differ most. What A makes of them waits on the disk for B's."""
     images = comparison.images
     shown = most_different([image.psnr_gain_db for image in images], [image.key for image in images])
     scorer_a, scorer_b = map(scorer_of, models)
     strips: dict[int, Strip] = {}
+    on_drawing(0, len(shown))
     with scratch_folder() as scratch:
         for index, restored in restore_some(scorer_a, pairs, sorted(shown), num_workers=num_workers):
             (scratch / str(index)).write_bytes(encode_png(restored))
@@ -103,6 +108,7 @@ def _draw(
             file = f"{PICTURES}/{shown.index(index) + 1:02}.jpg"
             drawn = draw_strip(folder / file, panels, lq=pair.lq, gt=pair.gt)
             strips[index] = Strip(file, f"{image.key}: B {image.psnr_gain_db:+.2f} dB over A", drawn)
+            on_drawing(len(strips), len(shown))
     return [strips[index] for index in shown]
 
 

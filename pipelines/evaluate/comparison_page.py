@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.counting import counted
 from pipelines.evaluate.difference import Comparison, Difference
 from pipelines.evaluate.document import Block, Chart, Document, Heading, Paragraph, Strip, Table
-from pipelines.evaluate.pages import PERCEPTUAL_NOTE, SHARPNESS_NOTE, counted, protocol_table, time_told
+from pipelines.evaluate.pages import PERCEPTUAL_NOTE, SHARPNESS_NOTE, protocol_table, time_told
 from pipelines.evaluate.summary import percentiles
 
 HISTOGRAM = "difference.png"
 _FEW_UNITS = 10
+TIME_NOTE = (
+    "The times are not compared: A ran first and then B, and what else the machine did in the meantime is in "
+    "them. To compare them, the two taking turns: nafnet registry compare A B STORE."
+)
 
 
 def comparison_document(comparison: Comparison, *, gains_png: bytes, strips: Sequence[Strip]) -> Document:
@@ -26,7 +31,7 @@ def comparison_document(comparison: Comparison, *, gains_png: bytes, strips: Seq
         Paragraph(f"A: {first.model}. B: {second.model}. Data: {first.data}."),
         Paragraph(verdict(comparison)),
         score_table(comparison),
-        Paragraph(interval_told(comparison), is_note=True),
+        *(Paragraph(note, is_note=True) for note in notes(comparison)),
         Paragraph(SHARPNESS_NOTE, is_note=True),
     ]
     if first.perceptual_restored is not None:
@@ -57,7 +62,7 @@ def comparison_document(comparison: Comparison, *, gains_png: bytes, strips: Seq
         "blurring cost most, pixel by pixel."
     )
     blocks += [Heading("Where they differ most"), Paragraph(told, is_note=True), *strips]
-    blocks += [Heading("How it was measured"), protocol_table(second)]
+    blocks += [Heading("How it was measured"), protocol_table(first, second)]
     blocks += [Paragraph(f"{name}: {time_told(report)}") for name, report in (("A", first), ("B", second))]
     return Document(f"{second.model} against {first.model}", blocks)
 
@@ -75,6 +80,15 @@ def verdict(comparison: Comparison) -> str:
     same = f", the same on {num_equal}" if num_equal else ""
     total = counted(len(comparison.images), "image")
     return f"{told} B is better on {comparison.num_better} of {total}, worse on {comparison.num_worse}{same}."
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """How the interval was made, and what is not to be read out of the figures."""
+    first, second = comparison.first, comparison.second
+    told = [interval_told(comparison), TIME_NOTE]
+    if (first.weights_digest, first.train_patch_px) == (second.weights_digest, second.train_patch_px):
+        told.insert(0, "A and B are the same model, by the digest of the weights: nothing can differ.")
+    return told
 
 
 def interval_told(comparison: Comparison) -> str:
@@ -106,12 +120,12 @@ def score_table(comparison: Comparison) -> Table:
             second.perceptual_restored,
             comparison.perceptual,
         ),
-        ("Time, s", 3, first.latency_s, second.latency_s, None),
     ):
         if a is not None and b is not None:
             between = "" if difference is None else _interval(difference, digits)
             cells = [name, f"{a:.{digits}f}", f"{b:.{digits}f}", f"{b - a:+.{digits}f}", between]
             rows.append(cells)
+    rows.append(["Time, s", f"{first.latency_s:.3f}", f"{second.latency_s:.3f}", "not compared", ""])
     interval = f"{comparison.confidence:.0%} interval"
     return Table("Restored images, means", ["", "A", "B", "B over A", interval], rows)
 

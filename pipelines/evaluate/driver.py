@@ -66,6 +66,7 @@ def run(
     workspace: Workspace,
     *,
     on_progress: Progress = lambda done, total: None,
+    on_drawing: Progress = lambda done, total: None,
     judge: Judge | None = None,
     num_workers: int | None = None,
     out: Path | None = None,
@@ -80,6 +81,7 @@ def run(
         pairs: what to score it on.
         workspace: where the report is kept.
         on_progress: images done, and all of them.
+        on_drawing: then, images drawn of those that the report shows.
         judge: of the perceptual distance, see `installed_judge`; None leaves it out.
         num_workers: actors of the Ray cluster that this process is connected to; None scores here. The
             scores are the same to the last bit, on machines of one kind.
@@ -118,7 +120,7 @@ def run(
     )
     path = report_path(workspace, loaded, report.data_digest)
     with report_folder(path.parent, out) as folder:
-        _write(folder, report, scorer, pairs, num_workers)
+        _write(folder, report, scorer, pairs, num_workers, on_drawing)
     return EvaluateResult(report=report, path=path, picture=path.with_name(PICTURE))
 
 
@@ -145,7 +147,14 @@ def installed_judge() -> Judge:
     return Judge(network=read_features(path), label=f"EfficientNet-Lite0, weights {sha256(path)[:12]}")
 
 
-def _write(folder: Path, report: Report, scorer: Scorer, pairs: Pairs, num_workers: int | None) -> None:
+def _write(
+    folder: Path,
+    report: Report,
+    scorer: Scorer,
+    pairs: Pairs,
+    num_workers: int | None,
+    on_drawing: Progress,
+) -> None:
     """Draw the pictures, for which the images that are shown are restored again, then write the rest."""
     scores = report.images
     gains = [score.gain_db for score in scores]
@@ -158,7 +167,9 @@ def _write(folder: Path, report: Report, scorer: Scorer, pairs: Pairs, num_worke
         line = "drawing %d images, which are restored again for it: about %.0f s of one core"
         log.info(line, len(wanted), report.latency_s * len(wanted), extra=TOLD)
     strips: dict[int, Strip] = {}
-    for index, restored in restore_some(scorer, pairs, wanted, num_workers=num_workers):
+    on_drawing(0, len(wanted))
+    restored_again = restore_some(scorer, pairs, wanted, num_workers=num_workers)
+    for number, (index, restored) in enumerate(restored_again, start=1):
         score, pair = scores[index], pairs[index]
         panels = scored_panels(score, pair, restored)
         if index == median:
@@ -167,6 +178,7 @@ def _write(folder: Path, report: Report, scorer: Scorer, pairs: Pairs, num_worke
             panels[ERROR_LABEL] = error_map(restored, pair.gt)
             drawn = draw_strip(folder / names[index], panels, lq=pair.lq, gt=pair.gt)
             strips[index] = Strip(names[index], _title(score), drawn)
+        on_drawing(number, len(wanted))
     gains_png = histogram(gains, label="gain, dB")
     (folder / HISTOGRAM).write_bytes(gains_png)
     document = report_document(

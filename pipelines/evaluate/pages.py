@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.counting import counted
 from pipelines.evaluate.document import Block, Chart, Document, Heading, Paragraph, Strip, Table
 from pipelines.evaluate.drawing import ERROR_SCALE_LEVELS
 from pipelines.evaluate.report import Report
@@ -64,7 +65,7 @@ def report_document(
             told = f"The {counted(len(strips), 'image')} of the {which} gain. {ERROR_NOTE}"
             blocks += [Heading(f"{name} images"), Paragraph(told, is_note=True), *strips]
     blocks += [Heading("How it was measured"), protocol_table(report), Paragraph(time_told(report))]
-    return Document(f"{report.model} on {report.data}", blocks)
+    return Document(f"{report.model} on {short_name(report.data)}", blocks)
 
 
 def score_table(report: Report) -> Table:
@@ -108,15 +109,20 @@ def _group_table(caption: str, name: str, groups: Sequence[Group]) -> Table:
     return Table(caption, columns, rows, more="report.json")
 
 
-def protocol_table(report: Report) -> Table:
-    """What a score depends on beside the data, and the data."""
+def protocol_table(*reports: Report) -> Table:
+    """What scores depend on beside the data, the data, and the models: one, or A and B."""
+    report = reports[0]
     rows = [[name, "none" if value is None else str(value)] for name, value in report.protocol]
-    rows += [
-        ["data", report.data],
-        ["digest of the data", report.data_digest],
-        ["digest of the weights", report.weights_digest],
-    ]
+    rows += [["data", report.data], ["digest of the data", report.data_digest]]
+    for name, each in zip((" A", " B") if len(reports) > 1 else ("",), reports, strict=True):
+        rows += [[f"model{name}", each.model], [f"digest of the weights{name}", each.weights_digest]]
     return Table("Protocol, data and weights", ["", ""], rows)
+
+
+def short_name(data: str) -> str:
+    """The last name of a path or URL, or of both of two folders: for a title, whose table has it whole."""
+    places = [place.partition("?")[0].rstrip("/") for place in data.split(" and ")]
+    return " and ".join(place.rpartition("/")[2] for place in places) or data
 
 
 def time_told(report: Report) -> str:
@@ -128,8 +134,3 @@ def time_told(report: Report) -> str:
         f"{told}; on {counted(report.num_workers, 'worker')}, each on one thread: they share memory "
         "and caches, so compare this time only with one that was measured alike."
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -15,7 +15,7 @@ from pipelines.registry.moves import OvertakenError
 from pipelines.registry.promotion import Promotion, delete, promote, rollback
 from pipelines.registry.reading import history, records
 from pipelines.registry.registering import register
-from pipelines.registry.versions import Shown, Version, champion, show, versions
+from pipelines.registry.versions import Shown, Version, champion, show, version_of, versions
 
 __all__ = [
     "Comparison",
@@ -34,5 +34,6 @@ __all__ = [
     "register",
     "rollback",
     "show",
+    "version_of",
     "versions",
 ]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nafnet_core.weights import save_model
 from pipelines.evaluate import Pairs, Report
 from pipelines.evaluate.report import PICTURE, REPORT
 from pipelines.files import sha256, write_json
@@ -20,7 +19,7 @@ from pipelines.registry.card import as_markdown, environment, make_card, summary
 from pipelines.registry.connection import asking, retried
 from pipelines.registry.moves import make_registered_model
 from pipelines.registry.reports import Progress, picture_of, report_of
-from pipelines.registry.versions import CANDIDATE, CARD, Version, versions
+from pipelines.registry.versions import CANDIDATE, CARD, DIGEST_TAG, Version, versions, written_weights
 from pipelines.tracking import TRACKING, fluent, make_experiment
 from pipelines.workspace import Workspace
 
@@ -66,7 +65,7 @@ def register(
         make_registered_model(client, REGISTERED_NAME, _DESCRIPTION)
         tags = {
             "nafnet.model": loaded.label,
-            "nafnet.weights_digest": card["weights_digest"],
+            DIGEST_TAG: card["weights_digest"],
             **({} if report is None else _report_tags(report)),
         }
         with fluent(client):  # which the look-up of the version's source goes by
@@ -88,9 +87,7 @@ def _write_files(
     loaded: LoadedModel, report: Report | None, workspace: Workspace, folder: Path
 ) -> tuple[dict[str, Path], dict]:
     """What lies in the version, and its card; nothing of it is pickled."""
-    weights = folder / "model.safetensors"
-    # Written anew: an official .pth becomes safetensors with its configuration.
-    save_model(loaded.model, weights, metadata=loaded.metadata)
+    weights = written_weights(loaded, folder)
     # So the report, which is of these very tensors, is of this file.
     report = report and report.model_copy(update={"weights_digest": sha256(weights)})
     card = make_card(loaded, sha256(weights), report)

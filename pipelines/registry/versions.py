@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nafnet_core import InputError
-from pipelines.models import REGISTERED_NAME, alias_version
+from nafnet_core.weights import save_model
+from pipelines.files import sha256
+from pipelines.models import REGISTERED_NAME, LoadedModel, alias_version, is_unmade
 from pipelines.registry.connection import asking
 from pipelines.registry.history import Move
 from pipelines.registry.moves import settle, version_exists
 from pipelines.tracking import fluent
+from pipelines.tracking.client import quick_requests
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 CARD = "card.json"
+DIGEST_TAG = "nafnet.weights_digest"
 _FIXES = {
     CANDIDATE: "`nafnet registry register MODEL` makes one",
     CHAMPION: "`nafnet registry promote --on STORE` makes the candidate champion",
@@ -97,6 +102,32 @@ def versions(workspace: Workspace) -> list[Version]:
         for row in found
     ]
     return sorted(rows, key=lambda row: row.version, reverse=True)
+
+
+def version_of(loaded: LoadedModel, workspace: Workspace) -> Version | None:
+    """The newest version of these weights and their metadata; None where they are not registered.
+
+    Raises:
+        CapabilityError: the registry does not answer.
+    """
+    if is_unmade(workspace):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        digest = sha256(written_weights(loaded, Path(folder)))
+    with quick_requests(), asking(workspace) as client:
+        found = client.search_model_versions(f"name = '{REGISTERED_NAME}'")
+        numbers = [int(row.version) for row in found if row.tags.get(DIGEST_TAG) == digest]
+        return next((each for each in versions(workspace) if each.version in numbers), None)
+
+
+def written_weights(loaded: LoadedModel, folder: Path) -> Path:
+    """The weights file of a version.
+
+    Written anew: an official .pth becomes safetensors with its configuration.
+    """
+    path = folder / "model.safetensors"
+    save_model(loaded.model, path, metadata=loaded.metadata)
+    return path
 
 
 def champion(workspace: Workspace) -> int | None:

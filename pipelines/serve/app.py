@@ -7,14 +7,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from pipelines.serve import options
+from pipelines.serve import openapi, options
 from pipelines.serve.bodies import check_content_type, image_in
 from pipelines.serve.guard import App, Guard
 from pipelines.serve.refusals import Refusal
@@ -27,25 +26,6 @@ _MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=
                 ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}  # fmt: skip
 _NO_STORE = {"Cache-Control": "no-store"}
 _CLIENT_LEFT = 499  # nginx's number; nobody is there to read it
-_REFUSED = {
-    "type": "object",
-    "properties": {
-        "problem": {"type": "string"},
-        "expected": {"type": "string", "nullable": True},
-        "got": {"type": "string", "nullable": True},
-        "fix": {"type": "string", "nullable": True},
-    },
-}
-_TOLD = {
-    400: "An option that is unknown or cannot be; an empty upload, a damaged form",
-    401: "No token, or a wrong one",
-    408: "The upload took too long",
-    413: "The upload is too large",
-    415: "Not a content type of images, or no image of a kind that is read",
-    422: "A damaged, truncated or animated image, or too many pixels",
-    429: "The queue is full; Retry-After says when to come back",
-    504: "Not done in time",
-}
 
 
 def page_files() -> dict[str, bytes]:
@@ -75,25 +55,21 @@ def make_app(service: Service, page: Mapping[str, bytes]) -> App:
     _add_routes(app, service)
     _add_states(app, service)
     _add_page(app, page)
-    return Guard(app, service.settings)
+    return Guard(app, service.settings, on_refused=service.metrics.answered)
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    body = {"schema": {"type": "string", "format": "binary"}}
-    form = {"schema": {"type": "object", "properties": {"image": body["schema"]}, "required": ["image"]}}
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"description": told, "content": {"application/json": {"schema": _REFUSED}}}
-        for status, told in _TOLD.items()
-    }
+    image = openapi.IMAGE
+    form = {"schema": {"type": "object", "properties": {"image": image["schema"]}, "required": ["image"]}}
 
     @app.post(
         "/v1/restore",
         summary="Deblur one image",
         response_class=Response,
-        responses={200: {"description": "The restored image", "content": {"image/*": body}}, **refusals},
+        responses=openapi.restore_responses(),
         openapi_extra={
             "parameters": options.PARAMETERS,
-            "requestBody": {"required": True, "content": {"image/*": body, "multipart/form-data": form}},
+            "requestBody": {"required": True, "content": {"image/*": image, "multipart/form-data": form}},
         },
     )
     async def restore(request: Request) -> Response:
@@ -112,7 +88,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         service.metrics.answered(200)
         return response
 
-    @app.get("/v1/model", summary="Which model answers, how it is run, and the limits")
+    @app.get(
+        "/v1/model",
+        summary="Which model answers, how it is run, and the limits",
+        responses=openapi.model_responses(),
+    )
     async def model() -> JSONResponse:
         settings, served = service.settings, service.network.served
         run_with = served.restorer.settings
@@ -158,6 +138,7 @@ def _headers(result: Result, seconds: float) -> dict[str, str]:
     answer, done = result.answer, result.answer.restoration
     shift = ",".join(f"{value:.2f}" for value in result.download.colour_shift)
     label = answer.served.label.encode("ascii", "replace").decode()
+    notes = {"X-NAFNet-Notes": "; ".join(result.download.notes)} if result.download.notes else {}
     timings = (("queue", result.queue_s), ("network", answer.network_s), ("total", seconds))
     return {
         **_NO_STORE,
@@ -170,16 +151,24 @@ def _headers(result: Result, seconds: float) -> dict[str, str]:
         "X-NAFNet-Tiles-Redone": str(done.num_redone),
         "X-NAFNet-Tiles-Kept": str(done.num_kept),
         "X-NAFNet-Colour-Shift": shift,
+        **notes,
         "Server-Timing": ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in timings),
     }
 
 
 def _add_states(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", summary="Whether the process lives")
+    # HEAD, which monitors ask for, would be 405 else.
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz", summary="Whether the process lives", responses=openapi.health_responses())
     async def healthz() -> JSONResponse:
         return JSONResponse({"status": "alive"}, headers=_NO_STORE)
 
-    @app.get("/readyz", summary="Whether requests are answered, and what became of the last promotion")
+    @app.head("/readyz", include_in_schema=False)
+    @app.get(
+        "/readyz",
+        summary="Whether requests are answered, and what became of the last promotion",
+        responses=openapi.ready_responses(),
+    )
     async def readyz() -> JSONResponse:
         is_ready, refused = service.network.is_alive, service.follower.refused
         content = {
@@ -191,7 +180,12 @@ def _add_states(app: FastAPI, service: Service) -> None:
         }
         return JSONResponse(content, status_code=200 if is_ready else 503, headers=_NO_STORE)
 
-    @app.get("/metrics", summary="For Prometheus", response_class=Response)
+    @app.get(
+        "/metrics",
+        summary="For Prometheus",
+        response_class=Response,
+        responses=openapi.metrics_responses(),
+    )
     async def metrics() -> Response:
         return Response(service.metrics_text(), media_type="text/plain; version=0.0.4", headers=_NO_STORE)
 
@@ -214,7 +208,7 @@ def _add_page(app: FastAPI, page: Mapping[str, bytes]) -> None:
     places = {"/": "index.html", "/docs": "docs.html"}
     places |= {f"/{name}": name for name in page if not name.endswith(".html")}
     for place, name in places.items():
-        app.add_api_route(place, answering(name), include_in_schema=False)
+        app.add_api_route(place, answering(name), methods=["GET", "HEAD"], include_in_schema=False)
 
 
 async def _refuse(request: Request, error: Exception) -> JSONResponse:

@@ -13,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from nafnet_core.colour import colour_shift, with_colours_of
 from nafnet_core.errors import InputError
 from nafnet_core.reduced import merged, reduced
-from pipelines.encoding import encode_photo
+from pipelines.counting import counted
+from pipelines.encoding import encode_photo, what_is_lost
 from pipelines.images import Photo, read_photo
 from pipelines.serve.options import Options
 from pipelines.serve.refusals import Refusal
@@ -45,6 +46,8 @@ class Download:
     media_type: str
     colour_shift: tuple[float, float, float]
     """As in `Restoration`, before colours are kept."""
+    notes: tuple[str, ...]
+    """What the format could not hold."""
 
 
 def check_header(content: bytes, max_megapixels: float) -> str:
@@ -116,8 +119,12 @@ def encode(upload: Upload, restored: NDArray[Any], options: Options) -> Download
         rgb = with_colours_of(lq, rgb)
     kind = options.format or upload.format
     photo = replace(upload.photo, rgb_hwc=rgb)
-    content = encode_photo(photo, f".{kind}", quality=options.quality)
-    return Download(content=content, media_type=_MEDIA_TYPES[kind], colour_shift=shift)
+    return Download(
+        content=encode_photo(photo, f".{kind}", quality=options.quality),
+        media_type=_MEDIA_TYPES[kind],
+        colour_shift=shift,
+        notes=tuple(what_is_lost(photo, f".{kind}")),
+    )
 
 
 def _looks_like(content: bytes) -> str:
@@ -128,4 +135,4 @@ def _looks_like(content: bytes) -> str:
     }  # fmt: skip
     brands = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"avif": "AVIF"}
     kind = starts.get(content[:4]) or (brands.get(content[8:12]) if content[4:8] == b"ftyp" else None)
-    return kind or f"{len(content)} bytes of something else"
+    return kind or f"{counted(len(content), 'byte')} of something else"

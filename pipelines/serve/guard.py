@@ -26,7 +26,9 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "pipelines.serve.guard.proxy_guards"
 _LIMITS_VARIABLE = "NAFNET_SERVE_LIMITS"
-_GUARDED = ("/v1/", "/metrics")
+GUARDED = ("/v1/", "/metrics")
+"""Begins of the paths that want the token."""
+_COUNTED = "/v1/restore"
 _RETRY_S = "2"
 _SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -42,8 +44,11 @@ _SECURITY = {
 class Guard:
     """An ASGI application around another: token, this machine's names only without one, headers."""
 
-    def __init__(self, app: App, settings: ServeSettings) -> None:
-        self._app, self._digest = app, settings.token_digest
+    def __init__(
+        self, app: App, settings: ServeSettings, *, on_refused: Callable[[int], None] = lambda status: None
+    ) -> None:
+        """`on_refused` is told the status of each refusal to restore, which no route counts."""
+        self._app, self._digest, self._on_refused = app, settings.token_digest, on_refused
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,6 +67,8 @@ class Guard:
         if refusal is None:
             await self._app(scope, receive, send_safely)
         else:
+            if scope["path"] == _COUNTED:
+                self._on_refused(refusal.status)
             await answer(refusal, send_safely)
 
     def _refusal(self, scope: Message) -> Refusal | None:
@@ -76,7 +83,7 @@ class Guard:
             )
         if scope["method"] == "POST" and headers.get(b"sec-fetch-site") == b"cross-site":
             return Refusal(403, "a request from another site's page", expected="one from the page at /")
-        if self._digest is None or not scope["path"].startswith(_GUARDED):
+        if self._digest is None or not scope["path"].startswith(GUARDED):
             return None
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         given = hashlib.sha256(token.strip()).hexdigest()

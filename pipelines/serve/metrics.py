@@ -37,7 +37,10 @@ class Metrics:
         self._waiting = gauge("queue_length", "Decoded images before the network")
         self._tiles = counter("tiles", "Tiles through the network")
         self._batches = counter("batches", "Groups of images that went through the network together")
-        self._mended = counter("tiles_broken", "Tiles that the network broke", "mended_by")
+        broken = counter("tiles_broken", "Tiles that the network broke", "mended_by")
+        # With labels from the start: of a series that begins at its first count, that count is not seen.
+        self._redone = broken.labels(replica, "no local statistics")
+        self._kept = broken.labels(replica, "keeping the input")
         self._model = gauge("model_info", "The model that answers", "label", "version", "digest")
         self._taken = counter("champions_taken", "Promotions that were followed").labels(replica)
         self._refused = counter("champions_refused", "Champions that were refused").labels(replica)
@@ -54,8 +57,8 @@ class Metrics:
         self._network.labels(self._replica).observe(answer.network_s)
         self._queue_seconds.labels(self._replica).observe(queue_s)
         self._tiles.labels(self._replica).inc(done.num_tiles)
-        self._mended.labels(self._replica, "no local statistics").inc(done.num_redone)
-        self._mended.labels(self._replica, "keeping the input").inc(done.num_kept)
+        self._redone.inc(done.num_redone)
+        self._kept.inc(done.num_kept)
 
     def batch(self) -> None:
         """A group of images went through the network together."""

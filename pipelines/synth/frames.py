@@ -14,6 +14,7 @@ from cv2.utils import logging
 from numpy.typing import NDArray
 
 from nafnet_core import InputError
+from pipelines.counting import counted
 from pipelines.images import IMAGE_SUFFIXES, list_images, read_rgb_u8
 
 VIDEO_SUFFIXES = frozenset(
@@ -123,7 +124,7 @@ def opened(path: Path) -> cv2.VideoCapture:
         raise InputError(
             "a video that OpenCV cannot read",
             file=path,
-            got=f"{path.stat().st_size} bytes",
+            got=counted(path.stat().st_size, "byte"),
             fix=f"Convert it: ffmpeg -i {path.name} -c:v ffv1 {path.stem}.mkv",
         )
     return capture

@@ -52,6 +52,21 @@ def test_elsewhere_than_on_a_terminal_all_is_told(
     assert line == "train: 5/10 samples 1234.5/s patches 31.27 dB lr 3e-05 data-wait 0.3%"
 
 
+def test_what_goes_on_after_the_end_is_not_a_line_each(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_stderr", Console(stderr=True, force_terminal=False, soft_wrap=True))
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with console.progress("evaluate", "images") as update:
+        update(6, 6)
+        for number in range(25):
+            now += 1.0
+            update(6, 6, f"drawing {number}/25")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["evaluate: 6/6 images"] + [f"evaluate: 6/6 images drawing {n}/25" for n in (9, 19)]
+
+
 def test_warnings_and_what_is_told_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = _screen(80, monkeypatch)
     console.warn_on_stderr()

@@ -37,9 +37,9 @@ function route(path, method, told) {
     parts.push(table(["Option", "Values", "Default", ""], told.parameters.map((each) =>
       [each.name, range(each.schema), String(each.schema.default ?? "–"), each.description])));
   }
-  if (told.requestBody) {
-    parts.push(table(["Answer", ""], Object.entries(told.responses).map(([code, each]) => [code, each.description])));
-  }
+  const headers = Object.entries(told.responses["200"].headers ?? {});
+  if (headers.length) parts.push(table(["Header", ""], headers.map(([name, each]) => [name, each.description])));
+  parts.push(table(["Answer", ""], Object.entries(told.responses).map(([code, each]) => [code, each.description])));
   return element("article", "", ...parts);
 }
 

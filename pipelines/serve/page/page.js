@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const EXTENSIONS = { "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/tiff": "tif", "image/bmp": "bmp" };
 const ASK_EVERY_MS = 1000;
+const COLOUR_SHIFT = "Colour shift, red / green / blue";
 
 let limits = null;
 let request = null;
@@ -131,6 +132,9 @@ function show(sent) {
   urls.forEach((url) => URL.revokeObjectURL(url));
   urls = [URL.createObjectURL(photo), URL.createObjectURL(sent.response)];
   const [before, after] = [$("before"), $("after")];
+  // Asked when it is said: whether a browser can show the upload, it tells late.
+  const told = () => `Restored in ${facts["In the network"]}.` +
+    (before.hidden ? "" : " Drag across the photo, or move the slider below it, to see before and after.");
   $("unseen").hidden = true;
   $("overlay").hidden = before.hidden = false;
   document.querySelector(".compare").hidden = false;
@@ -138,6 +142,7 @@ function show(sent) {
     before.hidden = $("overlay").hidden = document.querySelector(".compare").hidden = true;
     $("unseen").hidden = false;
     move(0);
+    announce(told);
   };
   after.onload = before.onload = arrange;
   before.src = urls[0];
@@ -149,13 +154,14 @@ function show(sent) {
   $("download").download = `${stem}-restored.${EXTENSIONS[kind] || "png"}`;
 
   const mended = Number(header("X-NAFNet-Tiles-Redone")) + Number(header("X-NAFNet-Tiles-Kept"));
+  const shift = header("X-NAFNet-Colour-Shift").split(",").map((value) => signed(Number(value))).join(" / ");
   const facts = {
     Model: header("X-NAFNet-Model"),
     Version: header("X-NAFNet-Version") || `file ${header("X-NAFNet-Digest").slice(0, 8)}`,
     "In the network": `${Number(header("X-NAFNet-Network-Seconds")).toFixed(2)} s`,
     "In the queue": `${Number(header("X-NAFNet-Queue-Seconds")).toFixed(2)} s`,
     Size: `${(sent.response.size / 2 ** 20).toFixed(2)} MiB`,
-    "Colour shift": header("X-NAFNet-Colour-Shift").split(",").map((value) => Number(value).toFixed(1)).join(" / "),
+    [COLOUR_SHIFT]: `${shift} levels of 255`,
   };
   if (mended) facts["Tiles the network broke"] = `${mended} of ${header("X-NAFNet-Tiles")}, mended`;
   $("facts-list").replaceChildren(...Object.entries(facts).map(([name, value]) => {
@@ -163,6 +169,7 @@ function show(sent) {
     const [term, told] = [document.createElement("dt"), document.createElement("dd")];
     term.textContent = name;
     told.textContent = value;
+    if (name === COLOUR_SHIFT) pair.className = "wide";
     pair.append(term, told);
     return pair;
   }));
@@ -172,14 +179,20 @@ function show(sent) {
   zoom(false);
   $("status").textContent = "";
   $("state").hidden = true;
-  announce(`Restored in ${facts["In the network"]}. Before and after can be compared.`);
+  const notes = header("X-NAFNet-Notes");
+  $("notes").textContent = notes && `${kind.replace("image/", "").toUpperCase()} could not hold all of the photo: ${notes}.`;
+  $("notes").hidden = !notes;
+  announce(told);
 }
+
+// Of what is 0 when rounded, the sign means nothing.
+const signed = (value) => (Math.abs(value) < 0.05 ? "0.0" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`);
 
 function announce(text) {
   // A status that appears with its text already in it is not read out by all readers.
   $("state").hidden = false;
   $("progress").hidden = $("cancel").hidden = true;
-  setTimeout(() => ($("status").textContent = text), 50);
+  setTimeout(() => ($("status").textContent = text()), 50);
 }
 
 // Comparison: `after` is cut off left of the divider, which stands still while a large photo is moved.

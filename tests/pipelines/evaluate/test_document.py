@@ -6,10 +6,16 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from pipelines import evaluate
 from pipelines.evaluate import Pairs
 from pipelines.evaluate.document import Document, Heading, Panel, Paragraph, Strip, Table, html, markdown
+from pipelines.evaluate.drawing import histogram
+from pipelines.evaluate.pages import short_name
 from pipelines.models import LoadedModel
+from pipelines.png import decode_png
 from pipelines.workspace import Workspace
 
 _VOID = {"meta", "img", "br", "link"}
@@ -73,6 +79,8 @@ def test_the_page_of_a_report_stands_alone(model: LoadedModel, places: Path, wor
     assert all((image["src"] or "").startswith("data:image/") and image["alt"] for image in images)
     assert not page.all("script") and not page.all("link")
     assert not re.search(r"(?:src|href)=\"(?!data:)|url\(|@import|https?://", content)
+    (title,) = re.findall("<h1>(.*)</h1>", content)
+    assert title == "a.safetensors on store" and str(places / "store") in page.text
     assert page.all("html")[0]["lang"] == "en" and "prefers-color-scheme: dark" in content
     assert "width=device-width" in str(page.all("meta"))
     assert len(page.all("caption")) == len(page.all("table")) == 5
@@ -80,6 +88,27 @@ def test_the_page_of_a_report_stands_alone(model: LoadedModel, places: Path, wor
     assert all(score.key in page.text for score in result.report.images)
     for words in ("By scene", "By strength of the blur", "32 levels", "one thread", "Crete"):
         assert words in page.text
+
+
+@pytest.mark.parametrize(
+    ("data", "short"),
+    [
+        ("/data/stores/test/", "test"),
+        ("s3://bucket/stores/test?region=eu", "test"),
+        ("a/blur and b/sharp", "blur and sharp"),
+        ("test", "test"),
+    ],
+)
+def test_a_title_has_the_last_names(data: str, short: str) -> None:
+    assert short_name(data) == short
+
+
+def test_no_bar_of_the_histogram_is_behind_the_legend() -> None:
+    drawn = decode_png(histogram([number + 0.5 for number in range(30)] * 7, label="gain, dB")).astype(int)
+    is_bar = np.abs(drawn - (31, 119, 180)).max(axis=2) < 40
+    top, left, right = np.flatnonzero(is_bar.any(axis=1))[0] + 2, *np.flatnonzero(is_bar.any(axis=0))[[0, -1]]
+    # All bars are of one height: what is missing of its upper end are the lines of the mean and of zero.
+    assert is_bar[top, left:right].mean() > 0.97
 
 
 def test_long_tables_are_folded_and_cut_in_markdown() -> None:

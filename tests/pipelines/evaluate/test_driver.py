@@ -71,7 +71,18 @@ def test_a_report_is_a_folder_with_all_that_it_names(
     model: LoadedModel, places: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
     out = tmp_path / "reports" / "mine"
-    result = evaluate.run(model, Pairs(places / "store"), workspace, out=out)
+    told: list[tuple[str, int, int]] = []
+    result = evaluate.run(
+        model,
+        Pairs(places / "store"),
+        workspace,
+        out=out,
+        on_progress=lambda *both: told.append(("scored", *both)),
+        on_drawing=lambda *both: told.append(("drawn", *both)),
+    )
+    assert told == [("scored", number, 6) for number in range(1, 7)] + [
+        ("drawn", number, 6) for number in range(7)
+    ]
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     strips = {f"pictures/{which}-{place:02}.jpg" for which in ("worst", "best") for place in (1, 2, 3)}
     assert names == strips | {

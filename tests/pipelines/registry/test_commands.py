@@ -13,6 +13,8 @@ import pytest
 
 from nafnet_core import CapabilityError
 from pipelines.cli import main
+from pipelines.models import open_model
+from pipelines.registry import version_of
 from pipelines.registry.connection import asking
 from pipelines.store import PairStore
 from pipelines.workspace import Workspace
@@ -66,7 +68,11 @@ def test_the_whole_life_of_two_versions(
     assert "Nothing is registered yet" in command("list")[0]
     assert command.json("register", dim, "--on", store.root)["version"] == 1
     assert "champion" in command("promote", "--on", store.root)[0]
+    assert version_of(open_model(str(bright), workspace), workspace) is None
     assert "Version 2 is the candidate" in command("register", bright, "--on", store.root)[0]
+    found = version_of(open_model(str(bright), workspace), workspace)
+    assert found is not None and (found.version, found.aliases) == (2, ("candidate",))
+    assert version_of(open_model(str(bright), workspace, train_patch_px=48), workspace) is None
     printed, said = command("promote", "--on", store.root, "--min-gain-db", 20, code=3)
     assert "gain ≥ 20" in printed and said.count("\n") == 1 and "version 2 is not promoted: PSNR" in said
     refused = command.json("promote", "--on", store.root, "--max-ssim-drop", -9, code=3)

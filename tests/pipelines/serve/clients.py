@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,33 @@ def ask(
             pass  # it has answered before all was sent
         response = connection.getresponse()
         names = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(status=response.status, headers=names, content=response.read())
+        answer = Answer(status=response.status, headers=names, content=response.read())
     finally:
         connection.close()
+    _assert_told(address, method or ("GET" if body is None else "POST"), path.partition("?")[0], answer)
+    return answer
+
+
+@cache
+def _interface(address: str) -> dict[str, Any]:
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", "/openapi.json")
+        return json.load(connection.getresponse())["paths"]
+    finally:
+        connection.close()
+
+
+def _assert_told(address: str, method: str, path: str, answer: Answer) -> None:
+    """Whatever a test asks, the interface must tell that answer, and each header of our own."""
+    operation = _interface(address).get(path, {}).get(method.lower())
+    if operation is None:
+        return
+    assert str(answer.status) in operation["responses"], f"{method} {path}: {answer.status} is not told"
+    told = operation["responses"][str(answer.status)].get("headers", {})
+    ours = [name for name in answer.headers if name.startswith(("x-", "server-timing", "retry", "www-"))]
+    untold = set(ours) - {name.lower() for name in told} - {"x-content-type-options", "x-request-id"}
+    assert not untold, f"{method} {path}: {untold} of {answer.status} are not told"
 
 
 def restore(address: str, body: bytes | Iterable[bytes], query: str = "", **headers: str) -> Answer:

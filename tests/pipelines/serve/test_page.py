@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
 ]
-_HEIGHT, _WIDTH = 900, 1300
+_HEIGHT, _WIDTH = 300, 1300  # wider than the window at 1:1, and no larger than that needs
 _RESULT = "!document.getElementById('result').hidden && document.getElementById('after').naturalWidth > 0"
 _ERROR = "!document.getElementById('error').hidden"
 _CUT = r"Number(document.getElementById('after').style.clipPath.match(/([\d.]+)px\)$/)[1])"
@@ -72,6 +72,10 @@ def test_a_photo_is_restored_and_told_of(restored: Browser) -> None:
     told = restored.value("document.getElementById('facts-list').innerText")
     assert "nafnet-deblur version" in told and "In the network" in told and " s" in told
     restored.wait("document.getElementById('status').textContent.startsWith('Restored in')")
+    assert restored.value("document.getElementById('status').textContent").endswith(
+        "to see before and after."
+    )
+    assert "levels of 255" in told and restored.value("document.getElementById('notes').hidden")
     assert restored.value("document.getElementById('status').getAttribute('aria-live')") == "polite"
     sizes = restored.value("['before', 'after'].map((id) => document.getElementById(id).naturalWidth)")
     assert sizes == [_WIDTH, _WIDTH]
@@ -126,6 +130,26 @@ def test_the_download_is_what_the_service_answered(
     content = restore(command.address, picture.read_bytes()).content
     assert path.read_bytes() == content
     path.unlink()
+
+
+def test_what_the_format_could_not_hold_is_told(browser: Browser, tmp_path: Path) -> None:
+    clear = tmp_path / "clear.png"
+    clear.write_bytes(encoded(np.dstack([photo(40, 60), np.full((40, 60), 99, np.uint8)])))
+    browser.value("document.getElementById('format').value = 'jpeg'")
+    browser.choose("#file", clear)
+    browser.wait(_RESULT)
+    told = browser.value("document.getElementById('notes').innerText")
+    assert told == "JPEG could not hold all of the photo: alpha is left out."
+
+
+def test_a_photo_that_the_browser_cannot_show_has_nothing_to_compare(
+    browser: Browser, tmp_path: Path
+) -> None:
+    tiff = tmp_path / "scan.tif"
+    tiff.write_bytes(encoded(photo(40, 60), "TIFF"))
+    browser.choose("#file", tiff)
+    browser.wait("!document.getElementById('unseen').hidden")
+    browser.wait("document.getElementById('status').textContent.endsWith(' s.')")
 
 
 def test_errors_are_told_in_words(browser: Browser, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nafnet_core import save_model
 from nafnet_core.colour import with_colours_of
 from nafnet_core.reduced import merged, reduced
 from pipelines import Restorer
 from pipelines.restorer import RestoreSettings
+from pipelines.serve import app
 from pipelines.serve.service import Service
 from pipelines.serve.settings import digest_of
-from tests.nafnet_core.networks import photo
+from tests.nafnet_core.networks import network_that_breaks, photo
 from tests.pipelines.serve.clients import ask, assert_clear, encoded, form, restore
 from tests.pipelines.serve.services import routes
 
@@ -109,7 +113,9 @@ def test_exif_icc_alpha_gray_and_16_bit_are_kept(address: str) -> None:
     file = io.BytesIO()
     deep.save(file, "PNG")
     assert restore(address, file.getvalue()).image.dtype == np.uint16
-    assert restore(address, file.getvalue(), "?format=jpeg").status == 200
+    whole, lossy = restore(address, file.getvalue()), restore(address, file.getvalue(), "?format=jpeg")
+    assert "x-nafnet-notes" not in whole.headers and lossy.headers["x-nafnet-notes"] == "16 bit became 8"
+    assert restore(address, encoded(alpha), "?format=jpeg").headers["x-nafnet-notes"] == "alpha is left out"
 
 
 def _declared(width: int, height: int) -> bytes:
@@ -174,6 +180,7 @@ def test_bad_input_gets_a_clear_answer(address: str, case: str) -> None:
 def test_the_nearest_option_is_named(address: str) -> None:
     assert "format" in restore(address, _PNG, "?formt=png").told["fix"]
     assert restore(address, _BAD["gif"][0]).told["got"] == "GIF"
+    assert restore(address, b"x").told["got"] == "1 byte of something else"
 
 
 def test_a_body_without_a_length_ends_at_the_limit(address: str) -> None:
@@ -223,7 +230,65 @@ def test_openapi_tells_the_options(address: str) -> None:
     told = ask(address, "/openapi.json").told["paths"]["/v1/restore"]["post"]
     assert {each["name"] for each in told["parameters"]} == {"format", "quality", "keep_colour", "scale"}
     assert set(told["requestBody"]["content"]) == {"image/*", "multipart/form-data"}
-    assert {"200", "401", "413", "415", "422", "429", "504"} <= set(told["responses"])
+    assert set(told["responses"]["429"]["headers"]) == {"Retry-After"}
+
+
+def _statuses_in_the_code() -> set[int]:
+    """Of `Refusal(404, …)`, `Refusal.of(422, …)` and `status_code=503`, wherever they stand."""
+    found = set()
+    for file in Path(app.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            is_refusal = ast.unparse(node.func) in ("Refusal", "Refusal.of")
+            given = node.args[:1] if is_refusal else []
+            given += [each.value for each in node.keywords if each.arg == "status_code"]
+            found |= {each.value for part in given for each in ast.walk(part)
+                      if isinstance(each, ast.Constant) and isinstance(each.value, int)}  # fmt: skip
+    return found - {200}
+
+
+def test_openapi_and_the_docs_tell_each_status(address: str) -> None:
+    in_code = _statuses_in_the_code()
+    assert {400, 401, 403, 413, 429, 500, 503, 504} <= in_code, "the search finds them"
+    paths = ask(address, "/openapi.json").told["paths"]
+    of_restore = set(map(int, paths["/v1/restore"]["post"]["responses"]))
+    assert of_restore == in_code | {200}
+    for path, own in (("/v1/model", {401}), ("/metrics", {401}), ("/healthz", set()), ("/readyz", {503})):
+        assert set(map(int, paths[path]["get"]["responses"])) == own | {200, 403, 500}
+    for each in (paths["/v1/restore"]["post"], *(told["get"] for told in paths.values() if "get" in told)):
+        for status, response in each["responses"].items():
+            (body,) = response["content"].values()
+            refused = {"problem", "expected", "got", "fix"} <= set(body["schema"].get("properties", {}))
+            assert refused or status == "200" or (status, each["operationId"][:6]) == ("503", "readyz")
+    table = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    for status in in_code | {404, 405}:
+        assert f"| {status} |" in table, status
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/docs", "/page.css"])
+def test_head_is_get_without_a_body(address: str, path: str) -> None:
+    head, whole = ask(address, path, method="HEAD"), ask(address, path)
+    assert head.status == whole.status == 200 and head.content == b"" and whole.content
+    assert {**head.headers, "date": ""} == {**whole.headers, "date": ""}
+
+
+def test_tiles_that_broke_are_counted(weights: Path, tmp_path: Path) -> None:
+    image = photo(256, 320)
+    with routes(model=str(weights), workspace=tmp_path) as (address, service):
+        line = 'nafnet_tiles_broken_total{mended_by="%s",replica="0"} %s.0'
+        for redone, kept in ((0, 0), (1, 0), (1, 1)):
+            told = ask(address, "/metrics").content.decode()
+            assert line % ("no local statistics", redone) in told
+            assert line % ("keeping the input", kept) in told
+            # Not through the registry, where a model that breaks the known image would be refused.
+            path = tmp_path / f"{redone}.safetensors"
+            save_model(
+                network_that_breaks(image, only_locally=not redone), path, metadata={"train_patch_px": 16}
+            )
+            broken = Restorer(str(path), service.network.served.restorer.settings)
+            service.network.swap(replace(service.network.served, restorer=broken))
+            assert restore(address, encoded(image)).status == 200
 
 
 def test_states_and_metrics(address: str) -> None:
@@ -254,7 +319,15 @@ def test_other_names_and_other_sites_are_kept_out_without_a_token(address: str) 
         answer = restore(address, _PNG, Host=host)
         assert answer.status in (400, 403), host
     assert restore(address, _PNG, Host="localhost:8000").status == 200
+    before = _counted(address, 403)
     assert restore(address, _PNG, Sec_Fetch_Site="cross-site").status == 403
+    assert _counted(address, 403) == before + 1
+
+
+def _counted(address: str, status: int) -> float:
+    lines = ask(address, "/metrics").content.decode().splitlines()
+    found = [line for line in lines if line.startswith("nafnet_requests_total") and f'"{status}"' in line]
+    return float(found[0].rpartition(" ")[2]) if found else 0.0
 
 
 def test_the_token(weights: Path, tmp_path: Path) -> None:
