@@ -198,10 +198,10 @@ def local_statistics(model: nn.Module, train_patch_px: int | None) -> Iterator[N
 
 def _pools_with_stride(model: nn.Module) -> Iterator[tuple[LocalMean, int]]:
     """Each pool with the downsampling at its place, read from the module's name."""
-    num_stages, unshuffle = len(model.encoders), model.config.unshuffle  # type: ignore[arg-type,union-attr]
+    num_stages = len(model.encoders)  # type: ignore[arg-type]
     for name, module in model.named_modules():
         if isinstance(module, LocalMean):
             part, _, rest = name.partition(".")
             stage = int(rest.split(".", 1)[0])
             level = {"encoders": stage, "middle_blks": num_stages, "decoders": num_stages - 1 - stage}
-            yield module, unshuffle * 2 ** level[part]
+            yield module, 2 ** level[part]

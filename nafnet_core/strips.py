@@ -34,8 +34,10 @@ def forward_in_strips(model: NAFNet, lq: Tensor) -> Tensor:
     """
     height, width = lq.shape[-2:]
     stride = model.config.stride_px
-    padded = F.pad(lq, (0, -width % stride, 0, -height % stride))
-    x = model.intro(model.to_stem(padded.to(model.intro.weight.dtype)))
+    padded = F.pad(lq, (0, -width % stride, 0, -height % stride)).contiguous(
+        memory_format=torch.channels_last
+    )
+    x = model.intro(padded.to(model.intro.weight.dtype))
     skips = []
     for encoder, down in zip(model.encoders, model.downs, strict=True):
         _run_blocks(encoder, x)
@@ -49,7 +51,7 @@ def forward_in_strips(model: NAFNet, lq: Tensor) -> Tensor:
         x = skip
         del skip
         _run_blocks(decoder, x)
-    return (model.from_stem(model.ending(x)) + padded)[..., :height, :width]
+    return (model.ending(x) + padded)[..., :height, :width]
 
 
 def convolutions_in_bf16(model: NAFNet) -> NAFNet:

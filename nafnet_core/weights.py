@@ -23,8 +23,6 @@ METADATA_KEY = "nafnet"
 _WRAPPERS = ("params_ema", "params", "state_dict", "model")
 _PTH_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip, since torch 1.6; a bare pickle before
 _SHOWN_KEYS = 3
-# Channels of `intro` that are taken for RGB behind a pixel-unshuffle of 2 or 4: nobody has images of 12.
-_UNSHUFFLED = {3 * factor**2: (3, factor) for factor in (2, 4, 8)}
 
 
 def load_model(path: str | Path) -> tuple[NAFNet, dict[str, Any]]:
@@ -146,14 +144,12 @@ def infer_config(state: StateDict, *, file: str | Path) -> NAFNetConfig:
             raise InputError("not a NAFNet checkpoint", file=file, expected=expected)
         return shapes[0][0] // shapes[0][1]
 
-    width, stem_channels = state["intro.weight"].shape[:2]
-    img_channel, unshuffle = _UNSHUFFLED.get(stem_channels, (stem_channels, 1))
+    width, img_channel = state["intro.weight"].shape[:2]
     num_stages = count(r"downs\.(\d+)\.")
     try:
         return NAFNetConfig(
             width=width,
             img_channel=img_channel,
-            unshuffle=unshuffle,
             enc_blk_nums=tuple(count(rf"encoders\.{i}\.(\d+)\.") for i in range(num_stages)),
             middle_blk_num=count(r"middle_blks\.(\d+)\."),
             dec_blk_nums=tuple(count(rf"decoders\.{i}\.(\d+)\.") for i in range(num_stages)),

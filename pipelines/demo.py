@@ -2,6 +2,7 @@
 
     nafnet demo
     nafnet demo --minutes 1        # a glance: less training, a smaller gain
+    nafnet demo --pretrained       # no training: the model that comes with this package
 
 synth → prepare → train (two DDP workers) → evaluate → register → promote → restore. Every step is the
 ordinary command's code on an ordinary folder; nothing here is special but the choice of photos.
@@ -23,7 +24,7 @@ from nafnet_core import CapabilityError, GateError
 from pipelines import evaluate, prepare, registry, restore, synth, train
 from pipelines.config import load_config, with_stores
 from pipelines.gate import GateSettings
-from pipelines.models import CHAMPION, open_model
+from pipelines.models import BUNDLED_NAME, CHAMPION, open_model
 from pipelines.sources import find_source
 from pipelines.tracking import Row, tracking_uri
 from pipelines.workspace import Workspace
@@ -54,7 +55,8 @@ class DemoResult:
     """What the demo measured, and where its pictures are."""
 
     report: evaluate.Report
-    train: train.TrainResult
+    train: train.TrainResult | None
+    """None where nothing was trained."""
     champion_version: int
     refusal: str | None
     """Why the champion of an earlier demo stayed; None where the new model took its place."""
@@ -64,13 +66,20 @@ class DemoResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures for `--json`."""
+        trained = (
+            {}
+            if self.train is None
+            else {
+                "num_workers": self.train.summary.num_workers,
+                "samples_per_s": self.train.summary.samples_per_s,
+            }
+        )
         return {
             "psnr_blurred_db": self.report.psnr_blurred_db,
             "psnr_restored_db": self.report.psnr_restored_db,
             "ssim_blurred": self.report.ssim_blurred,
             "ssim_restored": self.report.ssim_restored,
-            "num_workers": self.train.summary.num_workers,
-            "samples_per_s": self.train.summary.samples_per_s,
+            **trained,
             "champion_version": self.champion_version,
             "pictures": [str(picture) for picture in self.pictures],
             "minutes": self.minutes,
@@ -82,6 +91,7 @@ def run(
     *,
     recipe: str = "demo",
     minutes: float | None = None,
+    pretrained: bool = False,
     show: Show,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> DemoResult:
@@ -91,6 +101,7 @@ def run(
         workspace: everything goes below it.
         recipe: the training recipe.
         minutes: training time, instead of the recipe's.
+        pretrained: take the bundled model instead of training one.
         show: makes a progress display from a label.
         on_row: called with each row of the training's journal.
 
@@ -102,16 +113,21 @@ def run(
     photos = {split: [_photo(file) for file in files] for split, files in _PHOTOS.items()}
     folder = workspace.make().root / "demo"
     shutil.rmtree(folder, ignore_errors=True)
-    stores = {split: _make_store(split, photos[split], folder, show) for split in photos}
-    name = _fresh_name(workspace)
-    overrides = [f"budget.minutes={minutes}"] if minutes else []
-    recipe_of_run = with_stores(load_config(recipe, overrides, name=name), [stores["train"]], stores["val"])
-    with connect():
-        trained = train.run(recipe_of_run, workspace, on_row=on_row)
+    splits = ["test"] if pretrained else list(photos)
+    stores = {split: _make_store(split, photos[split], folder, show) for split in splits}
+    trained = None
+    if not pretrained:
+        overrides = [f"budget.minutes={minutes}"] if minutes else []
+        config_of_run = load_config(recipe, overrides, name=_fresh_name(workspace))
+        with connect():
+            trained = train.run(
+                with_stores(config_of_run, [stores["train"]], stores["val"]), workspace, on_row=on_row
+            )
+    spec = BUNDLED_NAME if trained is None else str(trained.run_dir)
     with show("evaluate") as progress:
-        loaded = open_model(str(trained.run_dir), workspace)
+        loaded = open_model(spec, workspace)
         scored = evaluate.run(loaded, evaluate.Pairs(stores["test"]), workspace, on_progress=progress)
-    version = registry.register(str(trained.run_dir), workspace, on=stores["test"])
+    version = registry.register(spec, workspace, on=stores["test"])
     champion_version, refusal = _promote(workspace, version.version, stores["test"])
     with show("restore") as progress:
         blurred = folder / "pairs" / "test" / "blur"
@@ -123,7 +139,11 @@ def run(
         train=trained,
         champion_version=champion_version,
         refusal=refusal,
-        pictures=(scored.picture, *trained.pictures, folder / "restored" / restored.files[0].output),
+        pictures=(
+            scored.picture,
+            *(trained.pictures if trained else ()),
+            folder / "restored" / restored.files[0].output,
+        ),
         minutes=(time.monotonic() - begin) / 60,
         tracking_uri=tracking_uri(workspace),
     )

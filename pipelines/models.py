@@ -1,4 +1,4 @@
-"""What MODEL means on the command line: a weights file, a run, or a registered version."""
+"""What MODEL means on the command line: a weights file, a run, a registered version, the bundled one."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 REGISTERED_NAME = "nafnet-deblur"
 CHAMPION = f"models:/{REGISTERED_NAME}@champion"
+BUNDLED_NAME = "mobile-v1"
+BUNDLED = Path(__file__).parent / "bundled" / f"{BUNDLED_NAME}.safetensors"
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 WEIGHTS_IN_VERSION = "artifacts/model.safetensors"
 _NO_ANSWER = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR")
@@ -58,7 +60,8 @@ def open_model(
 
     Args:
         spec: a `.safetensors` or official `.pth`, a run's folder or its name in the workspace,
-            `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None takes the workspace's champion.
+            `models:/NAME@ALIAS` or `models:/NAME/VERSION`, or `mobile-v1`, which comes with this package.
+            None takes the workspace's champion, and where there is none, `mobile-v1`.
         workspace: where runs and the registry are.
         train_patch_px: patch side in training, instead of what the file says (an official `.pth` says
             nothing); 0 turns local statistics off.
@@ -80,19 +83,7 @@ def find_weights(
 ) -> tuple[str, Path]:
     """Label and weights file of `spec`; see `open_model`."""
     if spec is None:
-        if is_unmade(workspace):
-            raise InputError(
-                "there is no model yet",
-                file=workspace.root,
-                fix="Run `nafnet demo`, or name one with --model FILE",
-            )
-        if _champion(workspace) is None:
-            raise InputError(
-                "there is no champion yet",
-                file=workspace.root,
-                fix="`nafnet registry register` and `promote` make one; --model takes any run or file",
-            )
-        spec = CHAMPION
+        spec = BUNDLED_NAME if champion_version(workspace) is None else CHAMPION
     if spec.startswith("models:/"):
         return _registered(spec, workspace, fetched_to)
     for folder in (Path(spec), workspace.run_dir(spec), workspace.root / spec):  # also as `runs/NAME`
@@ -102,6 +93,8 @@ def find_weights(
             assert best is not None, "a ledger has at least one entry"
             return f"run {folder.name} at {best.samples} samples", ledger.weights(best)
     path = Path(spec)
+    if spec == BUNDLED_NAME and not path.exists():
+        return f"{BUNDLED_NAME}, which comes with this package", BUNDLED
     if not path.exists():
         raise InputError(
             "no such model", file=spec, expected="a file, a run, or models:/NAME@ALIAS",
@@ -120,8 +113,8 @@ def is_unmade(workspace: Workspace) -> bool:
 def is_model(spec: str, workspace: Workspace) -> bool:
     """Whether a text names a model, where it might name a folder of images or a store as well.
 
-    It does if it is `models:/…`, ends as a weights file does, or is a run's folder; or the name of a run in
-    the workspace, unless there is something of that name here.
+    It does if it is `models:/…`, ends as a weights file does, or is a run's folder; or `mobile-v1` or the
+    name of a run in the workspace, unless there is something of that name here.
 
     Raises:
         InputError: both, a run in the workspace and something else here.
@@ -131,6 +124,8 @@ def is_model(spec: str, workspace: Workspace) -> bool:
     path = Path(spec)
     if (path / "checkpoints" / LEDGER).is_file():
         return True
+    if spec == BUNDLED_NAME:
+        return not path.exists()
     is_name = path.name == spec and (workspace.run_dir(spec) / "checkpoints" / LEDGER).is_file()
     if is_name and path.exists():
         raise InputError(
@@ -157,7 +152,14 @@ def alias_version(client: MlflowClient, alias: str) -> int | None:
         raise
 
 
-def _champion(workspace: Workspace) -> int | None:
+def champion_version(workspace: Workspace) -> int | None:
+    """Version that is the champion; None where there is none, or no registry yet, of which none is made.
+
+    Raises:
+        CapabilityError: the registry does not answer.
+    """
+    if is_unmade(workspace):
+        return None
     client = mlflow_client(workspace)
     from mlflow.exceptions import MlflowException
 

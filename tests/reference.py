@@ -117,19 +117,16 @@ class ReferenceNAFNet(nn.Module):
         img_channel: int = 3,
         dw_expand: int = 2,
         ffn_expand: int = 2,
-        unshuffle: int = 1,
     ) -> None:
         super().__init__()
-        self.unshuffle = unshuffle
-        stem = img_channel * unshuffle * unshuffle
 
         def stage(blocks: int, channels: int) -> nn.Sequential:
             return nn.Sequential(*[ReferenceBlock(channels, dw_expand, ffn_expand) for _ in range(blocks)])
 
         depth = len(enc_blk_nums)
         at_level = [width * 2**level for level in range(depth + 1)]
-        self.multiple_px = unshuffle * 2**depth
-        self.intro = nn.Conv2d(stem, width, kernel_size=3, padding=1)
+        self.multiple_px = 2**depth
+        self.intro = nn.Conv2d(img_channel, width, kernel_size=3, padding=1)
         self.encoders = nn.ModuleList([stage(n, at_level[i]) for i, n in enumerate(enc_blk_nums)])
         self.downs = nn.ModuleList(
             [nn.Conv2d(at_level[i], at_level[i + 1], kernel_size=2, stride=2) for i in range(depth)]
@@ -144,15 +141,14 @@ class ReferenceNAFNet(nn.Module):
             ]
         )
         self.decoders = nn.ModuleList([stage(n, at_level[depth - 1 - i]) for i, n in enumerate(dec_blk_nums)])
-        self.ending = nn.Conv2d(width, stem, kernel_size=3, padding=1)
-        self.img_channel = img_channel
+        self.ending = nn.Conv2d(width, img_channel, kernel_size=3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         extra_rows = (self.multiple_px - height % self.multiple_px) % self.multiple_px
         extra_cols = (self.multiple_px - width % self.multiple_px) % self.multiple_px
         image = F.pad(image, (0, extra_cols, 0, extra_rows))
-        x = self.intro(self._folded(image))
+        x = self.intro(image)
         skips: list[Tensor] = []
         for level in range(len(self.encoders)):
             skips.append(self.encoders[level](x))
@@ -160,29 +156,7 @@ class ReferenceNAFNet(nn.Module):
         x = self.middle_blks(x)
         for level in range(len(self.decoders)):
             x = self.decoders[level](self.ups[level](x) + skips.pop())
-        return (image + self._unfolded(self.ending(x)))[:, :, :height, :width]
-
-    def _folded(self, image: Tensor) -> Tensor:
-        """Channel c, row r and column s of each cell become channel (c · factor + r) · factor + s."""
-        factor = self.unshuffle
-        return torch.cat(
-            [
-                image[:, c : c + 1, row::factor, col::factor]
-                for c in range(self.img_channel)
-                for row in range(factor)
-                for col in range(factor)
-            ],
-            dim=1,
-        )
-
-    def _unfolded(self, x: Tensor) -> Tensor:
-        factor = self.unshuffle
-        image = x.new_zeros(x.shape[0], self.img_channel, x.shape[2] * factor, x.shape[3] * factor)
-        for c in range(self.img_channel):
-            for row in range(factor):
-                for col in range(factor):
-                    image[:, c, row::factor, col::factor] = x[:, (c * factor + row) * factor + col]
-        return image
+        return (image + self.ending(x))[:, :, :height, :width]
 
     def localize(self, train_patch_px: int) -> None:
         """Replace every pool by a local one and show it a training patch, as the official conversion does."""
@@ -190,7 +164,7 @@ class ReferenceNAFNet(nn.Module):
             if isinstance(block, ReferenceBlock):
                 block.sca[0] = NaiveLocalPool(train_patch_px)
         with torch.no_grad():
-            self(torch.zeros(1, self.img_channel, train_patch_px, train_patch_px, dtype=self._dtype))
+            self(torch.zeros(1, self.intro.in_channels, train_patch_px, train_patch_px, dtype=self._dtype))
 
     @property
     def _dtype(self) -> torch.dtype:

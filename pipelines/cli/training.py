@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nafnet_core.errors import InputError
 from pipelines import console
 from pipelines.cli.shared import (
     AddressOption,
@@ -25,6 +26,7 @@ from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipelines.tracking import Row
+    from pipelines.train import TrainResult
 
 app = typer.Typer()
 
@@ -34,17 +36,29 @@ def demo(
     workspace: WorkspaceOption = None,
     minutes: Annotated[float | None, typer.Option(min=0.05, help="Training time. [default: 3]")] = None,
     config: Annotated[str, typer.Option(help="Training recipe.")] = "demo",
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Take the bundled model instead of training one: a minute.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Do the whole main job in minutes: synth, prepare, train, evaluate, register, promote, restore."""
     with output_to(as_json) as out:
         place = Workspace.find(workspace).make()
         console.log_to(place.root / "demo.log")
+        if pretrained and (minutes is not None or config != "demo"):
+            raise InputError("--pretrained trains nothing", fix="Leave out --minutes and --config, or it")
         console.say(f"Everything goes to {place.root}; the log is demo.log there.")
         from pipelines import demo as stage
 
         with train_progress() as on_row:
-            result = stage.run(place, recipe=config, minutes=minutes, show=console.progress, on_row=on_row)
+            result = stage.run(
+                place,
+                recipe=config,
+                minutes=minutes,
+                pretrained=pretrained,
+                show=console.progress,
+                on_row=on_row,
+            )
         if out.as_json:
             out.print_json(result.to_dict())
             return
@@ -54,9 +68,7 @@ def demo(
             "The run",
             ["", ""],
             [
-                ["samples/s, 2 workers", f"{result.train.summary.samples_per_s:.1f}"],
-                ["waiting for data", f"{result.train.summary.data_wait:.1%}"],
-                ["samples", result.train.samples],
+                *_training_rows(result.train),
                 ["champion", f"version {result.champion_version}"],
                 ["minutes, all together", f"{result.minutes:.1f}"],
             ],
@@ -78,6 +90,16 @@ def demo(
             f"  {programs}nafnet prepare pairs --out store --crop 256 --stride 128",
             f"  {programs}nafnet train --config mobile --data store --name mine",
         )
+
+
+def _training_rows(result: TrainResult | None) -> list[list[Any]]:
+    if result is None:
+        return []
+    return [
+        ["samples/s, 2 workers", f"{result.summary.samples_per_s:.1f}"],
+        ["waiting for data", f"{result.summary.data_wait:.1%}"],
+        ["samples", result.samples],
+    ]
 
 
 @app.command(

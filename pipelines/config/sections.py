@@ -15,7 +15,7 @@ from pipelines.config.base import Section
 from pipelines.config.data import DataSection, Place, without_credentials
 from pipelines.urls import is_url
 
-PresetName = Literal["width32", "width64", "mobile"]
+PresetName = Literal["width32", "width64", "mobile", "compact"]
 # As `nafnet_core.losses.LOSSES`, whose import would cost every command a second.
 LossName = Literal["l1", "l2", "charbonnier", "psnr", "fft", "edge", "perceptual"]
 _WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -42,8 +42,6 @@ class ModelSection(Section):
     enc_blk_nums: tuple[int, ...] | None = None
     middle_blk_num: int | None = Field(None, ge=0)
     dec_blk_nums: tuple[int, ...] | None = None
-    unshuffle: int | None = Field(None, gt=0)
-    """None is 1, the paper's: the network sees the image's own pixels."""
     init: Annotated[str, BeforeValidator(_model), Field(min_length=1)] | None = None
     """MODEL whose weights the run begins with, as far as they fit: a file, a run, `models:/NAME@ALIAS`."""
     init_sha256: Annotated[str, AfterValidator(_sha256)] | None = None
@@ -57,7 +55,7 @@ class ModelSection(Section):
             raise ValueError(
                 "give `preset`, or all of `width`, `enc_blk_nums`, `middle_blk_num`, `dec_blk_nums`"
             )
-        if self.preset is not None and (any(given) or self.unshuffle is not None):
+        if self.preset is not None and any(given):
             raise ValueError("`preset` and the network's own numbers exclude each other")
         if self.init_sha256 is not None and self.init is None:
             raise ValueError("`init` beside `init_sha256`")

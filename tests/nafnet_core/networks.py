@@ -15,8 +15,8 @@ from tests.reference import ReferenceNAFNet
 SMALL = NAFNetConfig(width=8, enc_blk_nums=(1, 2), middle_blk_num=2, dec_blk_nums=(2, 1))
 # As deep as the official networks: tiles and windows must respect a stride of 16 px.
 DEEP = NAFNetConfig(width=4, enc_blk_nums=(1, 1, 1, 2), middle_blk_num=1, dec_blk_nums=(1, 1, 1, 1))
-# Blocks see a quarter of the rows and columns that the image has; a stride of 8 px.
-FOLDED = NAFNetConfig(unshuffle=4, width=8, enc_blk_nums=(2,), middle_blk_num=1, dec_blk_nums=(1,))
+# Without blocks at the image's own resolution.
+HOLLOW = NAFNetConfig(width=4, enc_blk_nums=(0, 1, 2), middle_blk_num=1, dec_blk_nums=(2, 1, 0))
 
 
 def lively_network(config: NAFNetConfig, *, seed: int = 0) -> NAFNet:

@@ -12,7 +12,7 @@ from nafnet_core import PRESETS, NAFNet, NAFNetConfig, randomize_residual_scales
 from nafnet_core.model import ChannelLayerNorm, NAFBlock, SimpleGate
 from tests.nafnet_core.networks import (
     DEEP,
-    FOLDED,
+    HOLLOW,
     SMALL,
     assert_network_acts,
     lively_network,
@@ -39,7 +39,7 @@ NO_STAGES = NAFNetConfig(width=8, enc_blk_nums=(), middle_blk_num=2, dec_blk_num
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize("config", [SMALL, DEEP, FOLDED], ids=["small", "deep", "folded"])
+@pytest.mark.parametrize("config", [SMALL, DEEP, HOLLOW], ids=["small", "deep", "hollow"])
 def test_output_is_the_references(config: NAFNetConfig, height: int, width: int) -> None:
     model = lively_network(config)
     lq = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1))
@@ -304,7 +304,7 @@ def test_configuration_cannot_be_changed() -> None:
         SMALL.width = 16  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(("config", "stride"), [(NO_STAGES, 1), (SMALL, 4), (DEEP, 16), (FOLDED, 8)])
+@pytest.mark.parametrize(("config", "stride"), [(NO_STAGES, 1), (SMALL, 4), (DEEP, 16), (HOLLOW, 8)])
 def test_stride_is_the_downsampling(config: NAFNetConfig, stride: int) -> None:
     assert config.stride_px == stride
     model = NAFNet(config)
@@ -331,7 +331,7 @@ def test_macs_are_the_papers(preset: str, paper_gmacs: float) -> None:
     assert model.num_macs(256, 256) / 1e9 == pytest.approx(paper_gmacs, rel=0.03)
 
 
-@pytest.mark.parametrize("config", [SMALL, DEEP, FOLDED, PRESETS["mobile"]])
+@pytest.mark.parametrize("config", [SMALL, DEEP, HOLLOW, PRESETS["mobile"]])
 @pytest.mark.parametrize("size", [(64, 64), (50, 70), (1, 1)])
 def test_macs_are_what_torch_counts(config: NAFNetConfig, size: tuple[int, int]) -> None:
     model = NAFNet(config)

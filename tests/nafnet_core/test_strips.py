@@ -8,7 +8,7 @@ from nafnet_core.local_stats import local_statistics
 from nafnet_core.strips import forward_in_strips
 from tests.nafnet_core.networks import (
     DEEP,
-    FOLDED,
+    HOLLOW,
     SMALL,
     assert_network_acts,
     lively_network,
@@ -28,7 +28,7 @@ def strip_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("train_patch_px", [None, 16, 32])
-@pytest.mark.parametrize("config", [SMALL, DEEP, FOLDED], ids=["small", "deep", "folded"])
+@pytest.mark.parametrize("config", [SMALL, DEEP, HOLLOW], ids=["small", "deep", "hollow"])
 def test_strips_give_the_references_pixels(
     strip_bytes: int, config: NAFNetConfig, train_patch_px: int | None, height: int, width: int
 ) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nafnet_core import PRESETS, NAFNet, NAFNetConfig
 from nafnet_core.weights import infer_config
-from tests.nafnet_core.networks import DEEP, FOLDED
+from tests.nafnet_core.networks import DEEP, HOLLOW
 from tests.reference import ReferenceNAFNet
 
 
@@ -35,7 +35,7 @@ def test_configuration_is_read_off_the_keys(config: NAFNetConfig) -> None:
     assert infer_config(state, file="x") == config
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), DEEP, FOLDED], ids=[*PRESETS, "deep", "folded"])
+@pytest.mark.parametrize("config", [*PRESETS.values(), DEEP, HOLLOW], ids=[*PRESETS, "deep", "hollow"])
 def test_configuration_is_read_off_the_references_keys(config: NAFNetConfig) -> None:
     with torch.device("meta"):
         state = ReferenceNAFNet(**config.to_dict()).state_dict()  # type: ignore[arg-type]

@@ -49,8 +49,6 @@ def test_a_weights_file(tmp_path: Path) -> None:
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     workspace = Workspace(tmp_path)
-    with pytest.raises(InputError, match="there is no model yet"):
-        find_weights(None, workspace)
     with pytest.raises(InputError, match="no such model"):
         find_weights("nowhere", workspace)
     (tmp_path / "folder").mkdir()
