@@ -1,4 +1,4 @@
-"""Our code, as it is sent to a cluster's nodes: sources only, and of these what their work needs.
+"""Our code, as it is sent to a cluster's nodes: sources, and of these what their work needs.
 
 Nodes have the packages that we need installed, not ours: what runs there is what was started here. Ray keeps
 what it is sent by content, so that a second run sends nothing.
@@ -30,8 +30,9 @@ _DRIVER_ONLY = (
     "pipelines/pyfunc.py",
     "pipelines/registry",
 )
-# What only the replicas of a service run.
-_FOR_SERVING = ("pipelines/serve",)
+# What only the replicas of a service run or read: elsewhere a network is handed to the workers.
+_FOR_SERVING = ("pipelines/bundled", "pipelines/serve")
+_SENT_SUFFIXES = (".py", ".safetensors")
 
 
 def packages() -> list[Path]:
@@ -68,10 +69,11 @@ def _stage(folder: Path, leave_out: tuple[str, ...] = ()) -> list[Path]:
         return [
             name
             for name in names
-            if Path(parent, name) in unwanted or not (Path(parent, name).is_dir() or name.endswith(".py"))
+            if Path(parent, name) in unwanted
+            or not (Path(parent, name).is_dir() or name.endswith(_SENT_SUFFIXES))
             # Bytecode would double the size, and change it from one run to the next.
             or name == "__pycache__"
-        ]  # fmt: skip
+        ]
 
     for package in packages():
         shutil.copytree(package, folder / package.name, ignore=ignored)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _SHOWN_SCENES = 5
-_MOST_WORDS = 4  # MODEL_A MODEL_B BLURRED SHARP
+_MOST_WORDS, _MOST_PLACES = 4, 2  # MODEL_A MODEL_B BLURRED SHARP; BLURRED SHARP
 _LONG_S = 60.0
 
 
@@ -42,8 +42,8 @@ _LONG_S = 60.0
 class _Asked:
     """What the words after `evaluate` mean."""
 
-    models: tuple[str, ...]
-    """One, or A and B."""
+    models: tuple[str | None, ...]
+    """One, or A and B; None is the workspace's champion, else the bundled one."""
     data: str
     gt: str | None
 
@@ -56,8 +56,9 @@ def evaluate(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL [MODEL_B] DATA [GT]",
-            help="MODEL: weights file, run, or models:/NAME@ALIAS. DATA: store, folder of pairs, or "
+            metavar="[MODEL [MODEL_B]] DATA [GT]",
+            help="MODEL: weights file, run, models:/NAME@ALIAS or mobile-v1; left out, the champion, else "
+            "mobile-v1. DATA: store, folder of pairs, or "
             "folder of blurred images with GT, that of the sharp ones; or their URLs. MODEL_B: held against "
             "MODEL, with an interval of the difference; what is models:/…, ends as a weights file, or is a "
             "run's folder or its name in the workspace, is one.",
@@ -105,6 +106,8 @@ def evaluate(
         asked = _asked(words, place)
         judge = stage.installed_judge() if perceptual else None
         loaded = [open_model(spec, place, train_patch_px=train_patch) for spec in asked.models]
+        if asked.models == (None,):
+            console.say(f"Model: {loaded[0].label}")
         pairs = stage.Pairs(asked.data, asked.gt)
         start = time.monotonic()
         with (
@@ -135,19 +138,25 @@ def evaluate(
     print_lines(f"Report: {shown / f'{stem}.html'} (also .md, .json, images.csv)")
     if len(loaded) == 1:
         print_lines(f"Picture: {shown / scored.picture.name}")
-        if asked.gt is None and not words[0].startswith("models:/"):
-            print_lines(*_next(loaded[0], place, words[0], pairs.label, train_patch))
+        spec = asked.models[0]
+        if asked.gt is None and spec is not None and not spec.startswith("models:/"):
+            print_lines(*_next(loaded[0], place, spec, pairs.label, train_patch))
 
 
 def _asked(words: list[str], workspace: Workspace) -> _Asked:
-    """MODEL [MODEL_B] DATA [GT]: what the second word is, decides."""
+    """[MODEL [MODEL_B]] DATA [GT]: what the first two words are, decides."""
     from pipelines.models import is_model
+    from pipelines.store import is_store
     from pipelines.urls import is_url
 
+    if len(words) <= _MOST_PLACES and not is_model(words[0], workspace):
+        is_place = is_url(words[0]) or Path(words[0]).exists()
+        if len(words) == 1 or (is_place and not is_store(words[1]) and not is_model(words[1], workspace)):
+            return _Asked((None,), words[0], words[1] if len(words) > 1 else None)
     if not 2 <= len(words) <= _MOST_WORDS:
         raise InputError(
             "a model and what to score it on",
-            expected="MODEL DATA, MODEL BLURRED SHARP, or either with a second model after the first",
+            expected="[MODEL [MODEL_B]] DATA, or the same with BLURRED SHARP for DATA",
             got=" ".join(words),
         )
     first, second, *rest = words

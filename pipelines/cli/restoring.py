@@ -41,7 +41,7 @@ def restore(
     ],
     out: Annotated[str, typer.Option("--out", help="Folder to write, or its URL.")] = "restored",
     model: Annotated[
-        str | None, typer.Option(help="Weights, run or models:/…  [default: the champion]")
+        str | None, typer.Option(help="Weights, run or models:/…  [default: the champion, else mobile-v1]")
     ] = None,
     format: Annotated[
         str, typer.Option("--format", help="jpg, png, tif, webp or bmp. [default: each as it is]")

@@ -18,7 +18,10 @@ app = typer.Typer()
 @app.command(epilog="Example: nafnet serve --port 8000")
 def serve(
     model: Annotated[
-        str | None, typer.Option(help="Weights, run or models:/…  [default: the champion, followed]")
+        str | None,
+        typer.Option(
+            help="Weights, run or models:/…  [default: the champion, followed; until there is one, mobile-v1]"
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; others than this machine's want a token.")

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from nafnet_core.errors import InputError, NAFNetError
-from pipelines.models import CHAMPION, open_model
+from pipelines.models import CHAMPION, alias_version, is_unmade, open_model
 from pipelines.restorer import Restorer, RestoreSettings
 from pipelines.serve.batching import Served
 from pipelines.serve.settings import ServeSettings
@@ -50,7 +50,7 @@ def open_served(settings: ServeSettings, version: int | None = None) -> Served:
         CapabilityError: the registry does not answer.
     """
     name, _ = followed(settings.model)
-    # None is the champion too, with words for those who have none.
+    # None is the champion too, and without one the bundled model.
     spec = None if settings.model == CHAMPION else settings.model
     if name is not None and version is not None:
         spec = f"{_REGISTRY}{name}/{version}"
@@ -149,12 +149,8 @@ class Follower:
         Raises:
             Exception: the registry does not answer.
         """
-        if self._client is None:
-            self._client = mlflow_client(self._workspace)
-        with quick_requests():
-            found = self._client.get_model_version_by_alias(self._name, self._alias)
-        version = str(found.version)
-        if version == self._seen:
+        version = self._pointed_at()
+        if version is None or version == self._seen:
             return
         try:
             served = open_aside(self._settings, int(version))
@@ -167,6 +163,18 @@ class Follower:
             log.info("from now on %s answers", served.label)
             self.refused = None
         self._seen = version
+
+    def _pointed_at(self) -> str | None:
+        """Version of the alias; None while there is no champion yet, and the bundled model answers."""
+        if self._seen is None and is_unmade(self._workspace):
+            return None
+        if self._client is None:
+            self._client = mlflow_client(self._workspace)
+        with quick_requests():
+            if self._seen is None and alias_version(self._client, self._alias) is None:
+                return None
+            found = self._client.get_model_version_by_alias(self._name, self._alias)
+        return str(found.version)
 
 
 def _try_out(restorer: Restorer) -> None:

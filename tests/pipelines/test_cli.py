@@ -111,8 +111,18 @@ def test_a_checkpoint_that_is_no_nafnet(run: Run, pairs: Path, tmp_path: Path) -
     _refused(run("evaluate", "text.pth", pairs / "blur", pairs / "sharp"), 2, "damaged")
 
 
-def test_no_model_yet(run: Run, pairs: Path) -> None:
-    _refused(run("restore", pairs / "blur"), 2, "there is no model yet", "nafnet demo")
+def test_without_a_champion_the_bundled_model_is_taken_and_named(run: Run, pairs: Path) -> None:
+    code, out, errors = run("restore", pairs / "blur")
+    assert code == 0 and "Model: mobile-v1, which comes with this package" in errors, errors
+    code, out, errors = run("evaluate", pairs / "blur", pairs / "sharp")
+    assert code == 0 and "Model: mobile-v1, which comes with this package" in errors, errors
+    assert "registry register" not in out, "advice is for models of one's own"
+    code, again, errors = run("evaluate", "mobile-v1", pairs / "blur", pairs / "sharp")
+    assert code == 0 and "dB" in again, errors
+
+
+def test_the_demo_without_training_takes_no_training_options(run: Run) -> None:
+    _refused(run("demo", "--pretrained", "--minutes", 1), 2, "--pretrained trains nothing")
 
 
 def test_an_output_folder_that_cannot_be_written(run: Run, pairs: Path, weights: Path) -> None:

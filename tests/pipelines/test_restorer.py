@@ -58,11 +58,6 @@ def test_an_opened_model_and_its_patch(weights: Path, tmp_path: Path) -> None:
     assert not np.array_equal(restored, Restorer(str(weights), FP32)(image))
 
 
-def test_no_model_yet(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no model yet"):
-        Restorer(workspace=tmp_path)
-
-
 def test_at_reduced_size(weights: Path) -> None:
     image = photo(120, 160)
     restored = Restorer(str(weights), RestoreSettings(precision="fp32", scale=0.5))(image)

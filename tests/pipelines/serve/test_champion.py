@@ -103,6 +103,31 @@ def test_weights_that_are_damaged_or_of_another_network_are_refused(
             open_served(settings, version)
 
 
+def test_the_bundled_model_answers_until_there_is_a_champion(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = ServeSettings(workspace=tmp_path / "workspace", poll_s=60)
+    served, taken = open_served(settings), []
+    assert served.version is None and served.label.startswith("mobile-v1")
+    follower = Follower(settings, served, hand_over=taken.append)
+    follower.look()
+    assert not taken and not settings.workspace.exists(), "to look makes no registry"
+    follower.close()
+    settings = ServeSettings(workspace=registry.workspace.root, poll_s=60)
+    follower = Follower(settings, served, hand_over=taken.append)
+    client = mlflow_client(registry.workspace)
+    follower.look()
+    assert not taken
+    client.set_registered_model_alias("nafnet-deblur", "champion", "1")
+    try:
+        follower.look()
+        follower.look()
+    finally:
+        client.delete_registered_model_alias("nafnet-deblur", "champion")
+        follower.close()
+    assert [model.version for model in taken] == ["1"]
+
+
 def test_a_silent_registry_changes_nothing(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     _champion(registry, 1)
     settings = ServeSettings(model=_MODEL, workspace=registry.workspace.root, poll_s=0.05)
