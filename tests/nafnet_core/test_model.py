@@ -202,7 +202,7 @@ def test_gate_multiplies_the_first_half_by_the_second() -> None:
 
 @pytest.mark.parametrize(
     ("preset", "num_parameters"),
-    [("width32", 17_111_907), ("width64", 67_888_835), ("mobile", 789_651)],
+    [("width32", 17_111_907), ("width64", 67_888_835), ("mobile", 789_651), ("compact", 780_371)],
 )
 def test_parameter_count(preset: str, num_parameters: int) -> None:
     with torch.device("meta"):

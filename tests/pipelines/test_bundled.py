@@ -12,6 +12,7 @@ from skimage import data
 from nafnet_core import PRESETS, InputError
 from nafnet_core.blur import degrade, draw_degradation, sample_rng
 from pipelines import Restorer
+from pipelines.restorer import RestoreSettings
 from pipelines.models import BUNDLED, BUNDLED_NAME, find_weights, is_model, open_model
 from pipelines.scoring.image import score_image
 from pipelines.workspace import Workspace
@@ -64,6 +65,13 @@ def test_it_sharpens_shaken_photos_that_it_has_not_seen(restorer: Restorer, name
 def test_it_leaves_sharp_photos_as_they_are(restorer: Restorer, name: str) -> None:
     photo = getattr(data, name)()
     assert score_image(name, "", photo, restorer(photo), photo).psnr_restored_db > 40
+
+
+def test_tiles_give_the_whole_photo(restorer: Restorer) -> None:
+    photo = np.tile(data.astronaut(), (2, 2, 1))[:700, :900]
+    tiled = Restorer(restorer.loaded, RestoreSettings(tile_px=384))(photo)
+    difference = tiled.astype(int) - restorer(photo)
+    assert np.abs(difference).max() <= 3 and np.abs(difference).mean() < 0.05
 
 
 @pytest.mark.parametrize("value", [0, 7, 128, 255])
