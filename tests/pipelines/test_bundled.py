@@ -12,8 +12,8 @@ from skimage import data
 from nafnet_core import PRESETS, InputError
 from nafnet_core.blur import degrade, draw_degradation, sample_rng
 from pipelines import Restorer
-from pipelines.restorer import RestoreSettings
 from pipelines.models import BUNDLED, BUNDLED_NAME, find_weights, is_model, open_model
+from pipelines.restorer import RestoreSettings
 from pipelines.scoring.image import score_image
 from pipelines.workspace import Workspace
 

@@ -72,7 +72,7 @@ def test_shipped_search_can_be_run(path: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_there_are_recipes() -> None:
     shipped = {"demo", "mobile", "gopro_width32", "gopro_width64", "progressive", "mixed_l1_perceptual"}
-    assert shipped | {"guide_l1"} <= {path.stem for path in RECIPES}
+    assert shipped | {"guide_l1", "mobile_gpu"} <= {path.stem for path in RECIPES}
     assert [path.stem for path in SEARCHES] == ["search_mobile"]
 
 
