@@ -1,7 +1,8 @@
 """What the bundled model does to photos that it was not trained on: beside the input, and classic methods.
 
-    NAFNET_DATA=~/data python benchmarks/mobile_v1.py --out report      # 15 minutes on two cores
-    python benchmarks/mobile_v1.py --beside runs/demo --images 10       # against another model too; a try
+    NAFNET_DATA=~/data python benchmarks/bundled.py --out report      # 10 minutes on two cores
+    python benchmarks/bundled.py --beside runs/demo --images 10       # against another model too; a try
+    python benchmarks/bundled.py --only pictures --out docs/mobile-v1
 
 Blur is made of the last 50 photos of `bsds500/val`, kind by kind and strength by strength, each photo with
 a blur of its own in each; the first 50 chose recipe and settings, those of the classic methods as well. The
@@ -31,6 +32,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from skimage import data, filters, restoration
+from sklearn.datasets import load_sample_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,7 +41,9 @@ from nafnet_core.blur import BlurKind, degrade, draw_degradation, sample_rng  # 
 from nafnet_core.kernels import gaussian_kernel  # noqa: E402
 from pipelines import Restorer  # noqa: E402
 from pipelines.images import read_rgb_u8  # noqa: E402
+from pipelines.pictures import before_after, scored_panels  # noqa: E402
 from pipelines.scoring.image import score_image  # noqa: E402
+from pipelines.shards import Pair  # noqa: E402
 from pipelines.synth.kernels import read_kernels  # noqa: E402
 
 Image = NDArray[np.uint8]
@@ -57,16 +61,10 @@ _TRAINED = "shake, 3 to 18 px"
 _SHARP, _GOPRO, _SMALL = "sharp photos", "GoPro, 1280×720", "GoPro, 320×180"
 _SMALL_SIZE = (320, 180)
 _CHOSEN_ON = 50
+_CASES: tuple[BlurKind, ...] = ("shake", "varying", "defocus")
+_CASE_SIZES_PX = (6, 12)
+_FRONT_PAGE = ("astronaut", "china")
 _SPEED_SIZE = (720, 1280, 3)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One image of a set."""
-
-    key: str
-    lq: Image
-    gt: Image
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,9 @@ class Scores:
 
 def main() -> None:
     options = _arguments()
+    if options.only == "pictures":
+        _draw_cases(Restorer(options.model), options.out or Path("."))
+        return
     root = os.environ.get("NAFNET_DATA")
     choosing, photos = _photos(Path(root) if root else None)
     choosing, photos = choosing[: options.images], photos[-options.images :]
@@ -106,7 +107,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="mobile-v1", help="instead of the bundled one")
     parser.add_argument("--beside", action="append", default=[], help="another model; repeatable")
     parser.add_argument("--images", type=int, default=50, help="photos of each set")
-    parser.add_argument("--out", type=Path, help="folder for scores.csv and by_strength.png")
+    parser.add_argument("--only", choices=("scores", "pictures"), default="scores")
+    parser.add_argument(
+        "--out", type=Path, help="folder for scores.csv and by_strength.png, or for the cases"
+    )
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -114,11 +118,17 @@ def _arguments() -> argparse.Namespace:
 def _photos(root: Path | None) -> tuple[list[tuple[str, Image]], list[tuple[str, Image]]]:
     """Photos to choose on, and to be judged by."""
     if root is None:
-        shipped = [(name, getattr(data, name)()) for name in ("coffee", "rocket", "chelsea", "astronaut")]
-        return shipped[:1], shipped[1:]
+        shipped = _shipped()
+        return shipped[:2], shipped[2:]
     files = sorted((root / "sharp" / "bsds500" / "val").glob("*.jpg"))
     named = [(file.stem, read_rgb_u8(file)) for file in files]
     return named[:_CHOSEN_ON], named[_CHOSEN_ON:]
+
+
+def _shipped() -> list[tuple[str, Image]]:
+    """Photos of scikit-image and scikit-learn, none of which was trained on."""
+    found = [(name, getattr(data, name)()) for name in ("coffee", "rocket", "chelsea", "astronaut")]
+    return found + [(name, load_sample_image(f"{name}.jpg")) for name in ("flower", "china")]
 
 
 def _blurred(
@@ -130,7 +140,8 @@ def _blurred(
         drawn = draw_degradation(
             rng, kinds=(kind,), min_size_px=sizes[0], max_size_px=sizes[1], max_noise=0.004, encoded_share=0.5
         )
-        yield Pair(key, degrade(photo, drawn, rng, measured_kernels=kernels), photo)
+        blurred = degrade(photo, drawn, rng, measured_kernels=kernels)
+        yield Pair(key=key, scene=kind, lq=blurred, gt=photo)
 
 
 def _sets(photos: Sequence[tuple[str, Image]], root: Path | None) -> dict[str, Iterator[Pair]]:
@@ -142,7 +153,7 @@ def _sets(photos: Sequence[tuple[str, Image]], root: Path | None) -> dict[str, I
         for name, (kind, sizes) in _OTHERS.items()
         if kernels or kind != "measured"
     }
-    sets[_SHARP] = (Pair(key, photo, photo) for key, photo in photos)
+    sets[_SHARP] = (Pair(key=key, scene="", lq=photo, gt=photo) for key, photo in photos)
     if root:
         gopro = sorted((root / "gopro" / "GOPRO_Large" / "train").glob("*/blur/*.png"))
         sets[_GOPRO] = (_of_gopro(file) for file in gopro)
@@ -155,7 +166,7 @@ def _of_gopro(blur: Path, size: tuple[int, int] | None = None) -> Pair:
     images = [read_rgb_u8(file) for file in (blur, sharp)]
     if size is not None:
         images = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images]  # type: ignore[misc]
-    return Pair(blur.stem, images[0], images[1])
+    return Pair(key=blur.stem, scene=blur.parts[-3], lq=images[0], gt=images[1])
 
 
 def _scored(pairs: Iterator[Pair], methods: dict[str, Method]) -> dict[str, Scores]:
@@ -252,6 +263,25 @@ def _seconds(restorer: Restorer) -> float:
         restorer(image)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
+
+
+def _draw_cases(restorer: Restorer, folder: Path) -> None:
+    """Shipped photos with three kinds of blur: the lowest gain, the middle one and the highest; and two shaken
+    ones, whatever came of them."""
+    cases = {}
+    for kind in _CASES:
+        for pair in _blurred(_shipped(), kind, _CASE_SIZES_PX):
+            restored = restorer(pair.lq)
+            score = score_image(pair.key, kind, pair.lq, restored, pair.gt)
+            cases[pair.key, kind] = (score, pair, restored)
+    ordered = sorted(cases.values(), key=lambda case: case[0].gain_db)
+    for score, *_ in ordered:
+        print(f"{score.key:10} {score.scene:8} {score.gain_db:+.2f} dB")
+    chosen = {"worst": ordered[0], "middle": ordered[len(ordered) // 2], "best": ordered[-1]}
+    chosen |= {name: cases[name, "shake"] for name in _FRONT_PAGE}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (score, pair, restored) in chosen.items():
+        before_after(folder / f"{name}.jpg", scored_panels(score, pair, restored), max_width_px=400)
 
 
 def _markdown(table: dict[str, dict[str, Scores]]) -> list[str]:
