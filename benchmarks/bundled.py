@@ -266,8 +266,7 @@ def _seconds(restorer: Restorer) -> float:
 
 
 def _draw_cases(restorer: Restorer, folder: Path) -> None:
-    """Shipped photos with three kinds of blur: the lowest gain, the middle one and the highest; and two that are
-    shaken, whatever came of them."""
+    """Shipped photos with three kinds of blur: lowest gain, middle and highest; and two photos, shaken."""
     cases = {}
     for kind in _CASES:
         for pair in _blurred(_shipped(), kind, _CASE_SIZES_PX):
