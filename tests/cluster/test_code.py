@@ -69,11 +69,16 @@ def test_what_is_sent_is_small_and_the_same_each_time(tmp_path: Path) -> None:
     ]
     assert files[0] == files[1]
     assert not list((tmp_path / "first").rglob("__pycache__"))
+    # Workers are handed a network; replicas of a service open theirs, which may be the bundled one.
+    assert not list((tmp_path / "first").rglob("*.safetensors"))
+    stage_for_workers(tmp_path / "serving", serving=True)
+    assert list((tmp_path / "serving" / "pipelines" / "bundled").glob("*.safetensors"))
 
 
 def test_a_job_has_the_command_line_and_the_recipes(tmp_path: Path) -> None:
     stage_for_jobs(tmp_path)
-    assert zipped_bytes(tmp_path) < 2**20
+    bundled = tmp_path / "pipelines" / "bundled" / "mobile-v1.safetensors"
+    assert zipped_bytes(tmp_path) < 2**20 + bundled.stat().st_size
     done = subprocess.run(
         [sys.executable, "-m", "pipelines", "train", "--config", "mobille"],
         env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
