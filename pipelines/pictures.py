@@ -113,6 +113,7 @@ def curves(
     """
     # The figure class and not pyplot, whose global state keeps figures alive.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = Figure(figsize=(4.2 * len(series), 3.2), layout="constrained")
     figure.suptitle(title)
@@ -139,6 +140,8 @@ def curves(
         if marks or name in (lines or {}):
             axes.legend()
         axes.set_xlim(0, 1.03 * max(end, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 120k: longer numbers run into each other
         axes.set_xlabel("samples seen")
         axes.set_title(name)
         axes.grid(alpha=0.3)
