@@ -133,8 +133,8 @@ def test_a_name_of_both_is_asked_about(run: Run, here: Path) -> None:
 
 def test_words_that_make_no_sense(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = ("evaluate", "a.safetensors")
-    _refused(run(*weights), 2, "MODEL DATA, MODEL BLURRED SHARP", "got a.safetensors")
-    _refused(run("evaluate"), 2, "MODEL [MODEL_B] DATA [GT]")
+    _refused(run(*weights), 2, "[MODEL [MODEL_B]] DATA", "got a.safetensors")
+    _refused(run("evaluate"), 2, "[MODEL [MODEL_B]] DATA [GT]")
     _refused(run(*weights, *"bcde"), 2, "got a.safetensors b c d e")
     _refused(run(*weights, "b.safetensors"), 2, "nothing to score them on")
     _refused(run(*weights, "mistyped", "store"), 2, "neither a second model nor a folder", "mistyped")

@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 
 from nafnet_core import InputError, NAFNet, NAFNetConfig, save_model
 from pipelines.models import WEIGHTS_IN_VERSION
+from pipelines.registry import register
 from pipelines.serve.champion import Follower, followed, known_image, open_served
 from pipelines.serve.settings import ServeSettings
 from pipelines.tracking import mlflow_client
+from pipelines.workspace import Workspace
 from tests.nafnet_core.networks import SMALL, lively_network, photo
 from tests.pipelines.serve.clients import ask, encoded, restore
 from tests.pipelines.serve.conftest import PATCH_PX, Registry
@@ -103,28 +105,21 @@ def test_weights_that_are_damaged_or_of_another_network_are_refused(
             open_served(settings, version)
 
 
-def test_the_bundled_model_answers_until_there_is_a_champion(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    settings = ServeSettings(workspace=tmp_path / "workspace", poll_s=60)
-    served, taken = open_served(settings), []
+def test_the_bundled_model_answers_until_there_is_a_champion(weights: Path, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+    settings, taken = ServeSettings(workspace=workspace.root, poll_s=60), []
+    served = open_served(settings)
     assert served.version is None and served.label.startswith("mobile-v1")
     follower = Follower(settings, served, hand_over=taken.append)
     follower.look()
-    assert not taken and not settings.workspace.exists(), "to look makes no registry"
-    follower.close()
-    settings = ServeSettings(workspace=registry.workspace.root, poll_s=60)
-    follower = Follower(settings, served, hand_over=taken.append)
-    client = mlflow_client(registry.workspace)
+    assert not workspace.root.exists(), "to look makes no registry"
+    register(str(weights), workspace)
     follower.look()
     assert not taken
-    client.set_registered_model_alias("nafnet-deblur", "champion", "1")
-    try:
-        follower.look()
-        follower.look()
-    finally:
-        client.delete_registered_model_alias("nafnet-deblur", "champion")
-        follower.close()
+    mlflow_client(workspace).set_registered_model_alias("nafnet-deblur", "champion", "1")
+    follower.look()
+    follower.look()
+    follower.close()
     assert [model.version for model in taken] == ["1"]
 
 
