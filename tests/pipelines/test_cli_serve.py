@@ -54,11 +54,6 @@ def test_where_the_token_comes_from(tmp_path: Path) -> None:
         read_token(tmp_path / "gone", None)
 
 
-def test_without_a_model_it_says_how_to_get_one(run: Run) -> None:
-    code, _, err = run("serve", "--port", _free_port())
-    assert code == 2 and "nafnet demo" in err
-
-
 def test_a_model_that_breaks_a_known_image_is_not_served(run: Run, tmp_path: Path) -> None:
     model = lively_network(SMALL)
     model.intro.weight.data[0] = float("nan")
