@@ -171,8 +171,9 @@ class Follower:
         if self._client is None:
             self._client = mlflow_client(self._workspace)
         with quick_requests():
-            if self._seen is None and alias_version(self._client, self._alias) is None:
-                return None
+            if self._seen is None:
+                version = alias_version(self._client, self._alias)
+                return None if version is None else str(version)
             found = self._client.get_model_version_by_alias(self._name, self._alias)
         return str(found.version)
 

@@ -323,3 +323,22 @@ def test_only_8_bit_colour_is_degraded(image: NDArray) -> None:
     ):
         with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8"):
             take()
+
+
+def test_encoded_blur_is_the_mean_of_encoded_values() -> None:
+    # As GoPro's `blur`: in linear light the mean of black and white is brighter.
+    black, white = (np.full((4, 4, 3), value, np.uint8) for value in (0, 200))
+    draw = {"kinds": ("shake",), "min_size_px": 3, "max_size_px": 9, "max_noise": 0.0}
+    encoded = draw_degradation(sample_rng(0, 0), **draw, encoded_share=1.0)
+    linear = draw_degradation(sample_rng(0, 0), **draw)
+    assert (average_frames([black, white], encoded, sample_rng(0, 1)) == 100).all()
+    assert (average_frames([black, white], linear, sample_rng(0, 1)) > 130).all()
+    assert (encoded.size_px, encoded.kind) == (linear.size_px, linear.kind) and encoded.highlight_gain == 1
+
+
+def test_as_many_are_encoded_as_asked() -> None:
+    draw = {"kinds": ("shake",), "min_size_px": 3, "max_size_px": 9, "max_noise": 0.0, "encoded_share": 0.25}
+    gammas = [draw_degradation(sample_rng(0, number), **draw).gamma for number in range(800)]
+    assert set(gammas) == {1.0, 2.2} and 0.2 < gammas.count(1.0) / 800 < 0.3
+    with pytest.raises(ValueError, match="encoded_share"):
+        draw_degradation(sample_rng(0, 0), **{**draw, "encoded_share": 1.5})
