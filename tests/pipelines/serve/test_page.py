@@ -65,13 +65,14 @@ def picture(tmp_path: Path) -> Path:
 def restored(browser: Browser, picture: Path) -> Browser:
     browser.choose("#file", picture)
     browser.wait(_RESULT)
+    # Said a moment after the result is shown, which moves what is below it.
+    browser.wait("document.getElementById('status').textContent.startsWith('Restored in')")
     return browser
 
 
 def test_a_photo_is_restored_and_told_of(restored: Browser) -> None:
     told = restored.value("document.getElementById('facts-list').innerText")
     assert "nafnet-deblur version" in told and "In the network" in told and " s" in told
-    restored.wait("document.getElementById('status').textContent.startsWith('Restored in')")
     assert restored.value("document.getElementById('status').textContent").endswith(
         "to see before and after."
     )
