@@ -107,6 +107,7 @@ def test_a_search_ends_with_a_recipe_a_record_and_a_candidate(
         tune.run(_config(tmp_path, store, {"optim": {"betas": [0.9, 0.99]}}, trials=5, rungs=2), workspace)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_trial_that_diverges_is_recorded_and_replaced(
     store: PairStore, tmp_path: Path, ray_session: None
@@ -135,6 +136,7 @@ def test_a_trial_that_diverges_is_recorded_and_replaced(
     assert [trial.outcome for trial in ledger.trials.values()][:2] == ["failed", "failed"]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_winner_is_trained_at_full_length(store: PairStore, tmp_path: Path, ray_session: None) -> None:
     workspace = Workspace(tmp_path / "workspace")
