@@ -42,10 +42,16 @@ class NAFNetConfig:
     """Channel expansion before the depthwise convolution."""
     ffn_expand: int = 2
     """Channel expansion of the feed-forward half."""
+    dw_channels: tuple[int, ...] | None = None
+    """Channels behind the first gate of each block, in the order of the forward pass, where pruning took
+    some; None: half of the expanded channels, in all of them."""
+    ffn_channels: tuple[int, ...] | None = None
+    """The same of the second gate."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "enc_blk_nums", tuple(self.enc_blk_nums))
-        object.__setattr__(self, "dec_blk_nums", tuple(self.dec_blk_nums))
+        for name in ("enc_blk_nums", "dec_blk_nums", "dw_channels", "ffn_channels"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.enc_blk_nums) != len(self.dec_blk_nums):
             raise ValueError(
                 f"encoder and decoder need as many stages: {self.enc_blk_nums} and {self.dec_blk_nums}"
@@ -56,16 +62,55 @@ class NAFNetConfig:
             raise ValueError(f"the gate halves the expanded channels, which must be even: {self}")
         if min(self.middle_blk_num, *self.enc_blk_nums, *self.dec_blk_nums, 0) < 0:
             raise ValueError(f"block counts cannot be negative: {self}")
+        for name in ("dw_channels", "ffn_channels"):
+            channels = getattr(self, name)
+            if channels is not None and (len(channels) != self.num_blocks or min(channels, default=1) < 1):
+                raise ValueError(f"{name} needs {self.num_blocks} numbers of at least 1: {channels}")
+
+    @property
+    def num_blocks(self) -> int:
+        """In the whole network."""
+        return sum(self.enc_blk_nums) + self.middle_blk_num + sum(self.dec_blk_nums)
+
+    def gated_channels(self) -> list[tuple[int, int, int]]:
+        """Of each block, in the order of the forward pass: its channels, and those behind its two gates."""
+        stages = len(self.enc_blk_nums)
+        widths = [
+            self.width * 2**level
+            for level, number in (
+                *enumerate(self.enc_blk_nums),
+                (stages, self.middle_blk_num),
+                *((stages - 1 - stage, number) for stage, number in enumerate(self.dec_blk_nums)),
+            )
+            for _ in range(number)
+        ]
+        dw = self.dw_channels or [width * self.dw_expand // 2 for width in widths]
+        ffn = self.ffn_channels or [width * self.ffn_expand // 2 for width in widths]
+        return list(zip(widths, dw, ffn, strict=True))
 
     @property
     def stride_px(self) -> int:
         """Height and width are padded to a multiple of this inside `forward`."""
         return 2 ** len(self.enc_blk_nums)
 
+    def num_macs(self, height_px: int, width_px: int) -> int:
+        """Multiply-accumulates of the convolutions for one image, which is what papers count."""
+        stride = self.stride_px
+        pixels = -(-height_px // stride) * stride * -(-width_px // stride) * stride
+        total = 2 * 9 * self.img_channel * self.width * pixels  # intro, ending
+        # Down, 2×2 pixels into one, and up, 1×1 before the shuffle, take as many at each level.
+        total += len(self.enc_blk_nums) * 4 * self.width**2 * pixels
+        for channels, dw, ffn in self.gated_channels():
+            at_level = pixels * self.width**2 // channels**2
+            total += at_level * (3 * channels * (dw + ffn) + 18 * dw) + dw**2  # attention on one pixel
+        return total
+
     def to_dict(self) -> dict[str, object]:
-        """Plain values, as written beside weights."""
+        """Plain values, as written beside weights; those of pruning only where there was some."""
         return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if value is not None
         }
 
 
@@ -166,21 +211,25 @@ def _is_sooner_as_product(x: Tensor) -> bool:
 
 
 class NAFBlock(nn.Module):
-    """One block (figure 3c): a gated depthwise half with channel attention, then a gated pointwise half."""
+    """One block (figure 3c): a gated depthwise half with channel attention, then a gated pointwise half.
 
-    def __init__(self, channels: int, *, dw_expand: int = 2, ffn_expand: int = 2) -> None:
+    Args:
+        channels: of its input and output.
+        dw, ffn: channels behind the first and the second gate; in the paper as many as `channels`.
+    """
+
+    def __init__(self, channels: int, dw: int, ffn: int) -> None:
         super().__init__()
-        dw, ffn = channels * dw_expand, channels * ffn_expand
         self.norm1 = ChannelLayerNorm(channels)
-        self.conv1 = PointwiseConv(channels, dw)
-        self.conv2 = DepthwiseConv(dw)
+        self.conv1 = PointwiseConv(channels, 2 * dw)
+        self.conv2 = DepthwiseConv(2 * dw)
         self.sg = SimpleGate()
         # Simplified channel attention: a linear layer on the channel means ("dynamic weights").
-        self.sca = nn.Sequential(LocalMean(), PointwiseConv(dw // 2, dw // 2))
-        self.conv3 = PointwiseConv(dw // 2, channels)
+        self.sca = nn.Sequential(LocalMean(), PointwiseConv(dw, dw))
+        self.conv3 = PointwiseConv(dw, channels)
         self.norm2 = ChannelLayerNorm(channels)
-        self.conv4 = PointwiseConv(channels, ffn)
-        self.conv5 = PointwiseConv(ffn // 2, channels)
+        self.conv4 = PointwiseConv(channels, 2 * ffn)
+        self.conv5 = PointwiseConv(ffn, channels)
         # Zero at the start: the block is the identity. A test that does not redraw these tests nothing.
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
@@ -211,13 +260,10 @@ class NAFNet(nn.Module):
         self.config = config
         self.checkpoint_activations = False
 
-        def blocks(number: int, channels: int) -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    NAFBlock(channels, dw_expand=config.dw_expand, ffn_expand=config.ffn_expand)
-                    for _ in range(number)
-                )
-            )
+        shapes = iter(config.gated_channels())
+
+        def blocks(number: int) -> nn.Sequential:
+            return nn.Sequential(*(NAFBlock(*next(shapes)) for _ in range(number)))
 
         channels = config.width
         self.intro = nn.Conv2d(config.img_channel, channels, 3, padding=1)
@@ -225,14 +271,14 @@ class NAFNet(nn.Module):
         self.encoders, self.downs = nn.ModuleList(), nn.ModuleList()
         self.ups, self.decoders = nn.ModuleList(), nn.ModuleList()
         for number in config.enc_blk_nums:
-            self.encoders.append(blocks(number, channels))
+            self.encoders.append(blocks(number))
             self.downs.append(nn.Conv2d(channels, 2 * channels, 2, stride=2))
             channels *= 2
-        self.middle_blks = blocks(config.middle_blk_num, channels)
+        self.middle_blks = blocks(config.middle_blk_num)
         for number in config.dec_blk_nums:
             self.ups.append(Upsample(channels))
             channels //= 2
-            self.decoders.append(blocks(number, channels))
+            self.decoders.append(blocks(number))
         for module in self.modules():
             # Convolutions only, and no matrices: others would get strides that their gradients do not have,
             # and DDP copies.
@@ -271,28 +317,11 @@ class NAFNet(nn.Module):
             x = checkpoint(block, x, use_reentrant=False)
         return x
 
-    def num_macs(self, height_px: int, width_px: int) -> int:
-        """Multiply-accumulates of the convolutions for one image, which is what papers count."""
-        config = self.config
-
-        def block(channels: int, pixels: int) -> int:
-            dw, ffn = channels * config.dw_expand, channels * config.ffn_expand
-            attention = (dw // 2) ** 2  # on one pixel
-            return pixels * (channels * (dw + ffn) * 3 // 2 + 9 * dw) + attention
-
-        stride = config.stride_px
-        pixels = -(-height_px // stride) * stride * -(-width_px // stride) * stride
-        channels, total = config.width, 2 * 9 * config.img_channel * config.width * pixels  # intro, ending
-        for number in config.enc_blk_nums:
-            total += number * block(channels, pixels)
-            channels, pixels = 2 * channels, pixels // 4
-            total += 4 * channels // 2 * channels * pixels  # down: 2×2 pixels into one
-        total += config.middle_blk_num * block(channels, pixels)
-        for number in config.dec_blk_nums:
-            total += 2 * channels**2 * pixels  # up: 1×1, before the shuffle
-            channels, pixels = channels // 2, 4 * pixels
-            total += number * block(channels, pixels)
-        return total
+    @property
+    def blocks(self) -> list[NAFBlock]:
+        """All blocks, in the order of the forward pass."""
+        stages = (*self.encoders, self.middle_blks, *self.decoders)
+        return [block for stage in stages for block in stage.children() if isinstance(block, NAFBlock)]
 
     @property
     def num_parameters(self) -> int:

@@ -133,31 +133,44 @@ def infer_config(state: StateDict, *, file: str | Path) -> NAFNetConfig:
             raise InputError("not a NAFNet checkpoint", file=file, got=got)
         return number
 
-    def expansion(layer: str) -> int:
-        shapes = [
-            value.shape
-            for key, value in state.items()
-            if key.endswith(f".{layer}.weight") and value.dim() == 4
-        ]
-        if not shapes or 0 in shapes[0]:
-            expected = f"at least one block, with {layer}"
-            raise InputError("not a NAFNet checkpoint", file=file, expected=expected)
-        return shapes[0][0] // shapes[0][1]
-
     width, img_channel = state["intro.weight"].shape[:2]
     num_stages = count(r"downs\.(\d+)\.")
+    encoders, decoders = (
+        tuple(count(rf"{part}\.{stage}\.(\d+)\.") for stage in range(num_stages))
+        for part in ("encoders", "decoders")
+    )
+    middle = count(r"middle_blks\.(\d+)\.")
+    names = [f"encoders.{stage}.{i}" for stage, number in enumerate(encoders) for i in range(number)]
+    names += [f"middle_blks.{i}" for i in range(middle)]
+    names += [f"decoders.{stage}.{i}" for stage, number in enumerate(decoders) for i in range(number)]
     try:
         return NAFNetConfig(
             width=width,
             img_channel=img_channel,
-            enc_blk_nums=tuple(count(rf"encoders\.{i}\.(\d+)\.") for i in range(num_stages)),
-            middle_blk_num=count(r"middle_blks\.(\d+)\."),
-            dec_blk_nums=tuple(count(rf"decoders\.{i}\.(\d+)\.") for i in range(num_stages)),
-            dw_expand=expansion("conv1"),
-            ffn_expand=expansion("conv4"),
+            enc_blk_nums=encoders,
+            middle_blk_num=middle,
+            dec_blk_nums=decoders,
+            **_gates(state, names, "conv1", "dw", file=file),
+            **_gates(state, names, "conv4", "ffn", file=file),
         )
     except ValueError as error:
         raise InputError("not a NAFNet checkpoint", file=file, got=str(error)) from error
+
+
+def _gates(state: StateDict, blocks: list[str], layer: str, name: str, *, file: str | Path) -> dict[str, Any]:
+    """The expansion before one of the gates; where blocks differ in it, the channels behind that gate too."""
+    shapes = [
+        value.shape
+        for block in blocks
+        if (value := state.get(f"{block}.{layer}.weight")) is not None and value.dim() == 4
+    ]
+    if not shapes or any(0 in shape for shape in shapes):
+        expected = f"at least one block, with {layer}"
+        raise InputError("not a NAFNet checkpoint", file=file, expected=expected)
+    expansion = shapes[0][0] // shapes[0][1]
+    if all(wide == expansion * narrow for wide, narrow, *_ in shapes):
+        return {f"{name}_expand": expansion}
+    return {f"{name}_channels": tuple(shape[0] // 2 for shape in shapes)}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -18,6 +18,7 @@ from nafnet_core.errors import CapabilityError, InputError, NAFNetError, Stopped
 from pipelines import console
 from pipelines.cli import (
     cluster,
+    compressing,
     data,
     evaluating,
     inspecting,
@@ -41,6 +42,7 @@ app = typer.Typer(
 for part in (training, tuning, synth, data, inspecting, evaluating, restoring, serving):
     app.registered_commands += part.app.registered_commands
 app.add_typer(registry.app, name="registry")
+app.add_typer(compressing.app, name="compress")
 for part in (preflight, jobs):
     cluster.app.registered_commands += part.app.registered_commands
 app.add_typer(cluster.app, name="cluster")

@@ -6,7 +6,7 @@ import os
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -42,6 +42,9 @@ class ModelSection(Section):
     enc_blk_nums: tuple[int, ...] | None = None
     middle_blk_num: int | None = Field(None, ge=0)
     dec_blk_nums: tuple[int, ...] | None = None
+    dw_channels: tuple[int, ...] | None = None
+    ffn_channels: tuple[int, ...] | None = None
+    """Of a pruned network: `nafnet compress prune` writes a recipe with these numbers."""
     init: Annotated[str, BeforeValidator(_model), Field(min_length=1)] | None = None
     """MODEL whose weights the run begins with, as far as they fit: a file, a run, `models:/NAME@ALIAS`."""
     init_sha256: Annotated[str, AfterValidator(_sha256)] | None = None
@@ -55,11 +58,16 @@ class ModelSection(Section):
             raise ValueError(
                 "give `preset`, or all of `width`, `enc_blk_nums`, `middle_blk_num`, `dec_blk_nums`"
             )
-        if self.preset is not None and any(given):
+        pruned = (self.dw_channels, self.ffn_channels)
+        if self.preset is not None and any(number is not None for number in (*numbers, *pruned)):
             raise ValueError("`preset` and the network's own numbers exclude each other")
         if self.init_sha256 is not None and self.init is None:
             raise ValueError("`init` beside `init_sha256`")
         return self
+
+    def numbers(self) -> dict[str, Any]:
+        """The network's own numbers, as `nafnet_core.NAFNetConfig` takes them."""
+        return self.model_dump(exclude={"preset", "init", "init_sha256"}, exclude_none=True)
 
 
 class BudgetSection(Section):

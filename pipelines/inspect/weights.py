@@ -60,7 +60,7 @@ def inspect_model(config: InspectConfig, show: Show) -> InspectResult:
             "preset": preset,
             **shape.to_dict(),
             "parameters": loaded.model.num_parameters,
-            "gmacs_1280x720": loaded.model.num_macs(*_FRAME_PX) / 1e9,
+            "gmacs_1280x720": loaded.model.config.num_macs(*_FRAME_PX) / 1e9,
             "dtype": sorted({str(value.dtype).removeprefix("torch.") for value in state.values()}),
             "finite": not broken,
             "fresh": fresh,

@@ -45,7 +45,7 @@ def make_card(loaded: LoadedModel, digest: str, report: Report | None) -> dict[s
         "model": loaded.label,
         "weights_digest": digest,
         "num_parameters": loaded.model.num_parameters,
-        "macs_256_px": loaded.model.num_macs(256, 256),
+        "macs_256_px": loaded.model.config.num_macs(256, 256),
         "config": loaded.model.config.to_dict(),
         "training": training,
         "data": _data(training),

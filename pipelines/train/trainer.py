@@ -95,7 +95,7 @@ def build_model(section: ModelSection) -> NAFNet:
     if section.preset is not None:
         return NAFNet(PRESETS[section.preset])
     try:
-        return NAFNet(NAFNetConfig(**section.model_dump(exclude={"preset", "init", "init_sha256"})))
+        return NAFNet(NAFNetConfig(**section.numbers()))
     except ValueError as error:
         raise InputError("not a network", got=error) from error
 

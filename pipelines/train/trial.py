@@ -127,7 +127,7 @@ def dry_run(config: RunConfig, workspace: Workspace) -> DryRun:
     return DryRun(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         num_parameters=trainer.model.num_parameters,
-        macs=trainer.model.num_macs(_SHOWN_PX, _SHOWN_PX),
+        macs=trainer.model.config.num_macs(_SHOWN_PX, _SHOWN_PX),
         samples=total,
         epochs=config.budget.epochs or (total / epoch_samples if total and epoch_samples else None),
         rates=rates,
@@ -221,7 +221,9 @@ def _small_patch(model: NAFNet, stage: StageSection, device: torch.device) -> in
     """The largest patch up to the stage's that is quickly done; a multiple of what the network needs."""
     stride = model.config.stride_px
     sides = range(stage.patch_px, stride, -stride)
-    return next((side for side in sides if model.num_macs(side, side) <= _MAX_MACS[device.type]), stride)
+    return next(
+        (side for side in sides if model.config.num_macs(side, side) <= _MAX_MACS[device.type]), stride
+    )
 
 
 def _made_up_batches(span: Span) -> Iterator[PatchBatch]:

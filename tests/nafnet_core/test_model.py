@@ -328,7 +328,7 @@ def test_macs_are_the_papers(preset: str, paper_gmacs: float) -> None:
     # Table 6 of Chen et al. 2022, 256×256.
     with torch.device("meta"):
         model = NAFNet(PRESETS[preset])
-    assert model.num_macs(256, 256) / 1e9 == pytest.approx(paper_gmacs, rel=0.03)
+    assert model.config.num_macs(256, 256) / 1e9 == pytest.approx(paper_gmacs, rel=0.03)
 
 
 @pytest.mark.parametrize("config", [SMALL, DEEP, HOLLOW, PRESETS["mobile"]])
@@ -337,7 +337,7 @@ def test_macs_are_what_torch_counts(config: NAFNetConfig, size: tuple[int, int])
     model = NAFNet(config)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, *size))
-    assert counter.get_total_flops() == 2 * model.num_macs(*size)
+    assert counter.get_total_flops() == 2 * model.config.num_macs(*size)
 
 
 def test_checkpointed_activations_give_the_same_gradients_for_less_memory() -> None:

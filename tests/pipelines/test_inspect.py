@@ -202,7 +202,7 @@ def test_a_trained_model(tmp_path: Path, look: Look) -> None:
         found.kind == "model" and found.problems == () and found.facts["metadata"] == {"train_patch_px": 64}
     )
     assert found.facts["width"] == 4 and found.facts["parameters"] == model.num_parameters
-    assert found.facts["gmacs_1280x720"] == model.num_macs(720, 1280) / 1e9
+    assert found.facts["gmacs_1280x720"] == model.config.num_macs(720, 1280) / 1e9
     assert found.facts["dtype"] == ["float32"] and found.facts["fresh"] is False
     assert "trained: largest" in found.notes[0]
 

@@ -43,9 +43,7 @@ def test_it_tells_what_the_run_would_do(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_large_networks_are_tried_on_small_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "pipelines.train.trial._MAX_MACS", {"cpu": NAFNet(PRESETS["mobile"]).num_macs(40, 40)}
-    )
+    monkeypatch.setattr("pipelines.train.trial._MAX_MACS", {"cpu": PRESETS["mobile"].num_macs(40, 40)})
     config = _config(model={"preset": "mobile"}, stages=[{"patch_px": 128}])
     (stage,) = dry_run(config, Workspace(tmp_path)).stages
     assert (stage.patch_px, stage.tried_patch_px) == (128, 40)

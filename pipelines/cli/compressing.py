@@ -1,0 +1,96 @@
+"""`nafnet compress`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines import console
+from pipelines.cli.shared import JsonOption, WorkspaceOption, on_a_disk, output_to, print_lines
+from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipelines.compress import PruneResult
+
+app = typer.Typer(no_args_is_help=True, help="Make models smaller and faster, and tell what that loses.")
+
+
+@app.callback()
+def _group() -> None:
+    """Make models smaller and faster, and tell what that loses."""
+
+
+@app.command(
+    epilog="Example: nafnet compress prune mobile-v1 --ratio 0.2 --on store --out pruned.safetensors; "
+    "then nafnet train --config pruned.yaml --data store --val store"
+)
+def prune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Weights, run, models:/… or mobile-v1.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Weights file to write.", parser=on_a_disk, metavar="FILE")
+    ] = Path("pruned.safetensors"),
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the channels behind each gate that leaves.")
+    ] = None,
+    macs: Annotated[
+        float | None,
+        typer.Option(help="Share of the multiply-accumulates that stays; the cheapest channels leave."),
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(help="Store of pairs to judge on, and to fit what stays. Take one.")
+    ] = None,
+    importance: Annotated[
+        str, typer.Option(help="auto, magnitude or taylor. auto: taylor with --on.")
+    ] = "auto",
+    multiple: Annotated[int, typer.Option(min=1, help="What stays is a multiple of this.")] = 8,
+    patches: Annotated[int, typer.Option(min=1, help="Patches of the store to look at.")] = 64,
+    patch: Annotated[int, typer.Option(min=16, help="Their side, px.")] = 128,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take channels out of a network. The result is an ordinary model, with a recipe to fine-tune it."""
+    with output_to(as_json) as output:
+        from pipelines import compress as stage
+        from pipelines.models import open_model
+
+        config = stage.PruneConfig(
+            out=out,
+            ratio=ratio,
+            macs=macs,
+            importance=importance,  # type: ignore[arg-type]
+            on=on,
+            multiple=multiple,
+            num_patches=patches,
+            patch_px=patch,
+        )
+        loaded = open_model(model, Workspace.find(workspace))
+        with console.progress("prune", "patches") as update:
+            result = stage.run_prune(config, loaded, on_patch=lambda done, total: update(done, total, ""))
+        if output.as_json:
+            output.print_json(result.to_dict())
+        else:
+            _print_pruned(loaded.label, result)
+
+
+def _print_pruned(label: str, result: PruneResult) -> None:
+    rows = [
+        ["parameters", *(f"{number:,}" for number in result.parameters), _share(*result.parameters)],
+        ["GMACs at 1280×720", *(f"{number:.2f}" for number in result.gmacs), _share(*result.gmacs)],
+    ]
+    if result.psnr_db is not None:
+        before, after = result.psnr_db
+        rows.append(["PSNR on the patches, dB", f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"])
+    console.table(f"{label}, pruned by {result.importance}", ["", "before", "after", ""], rows)
+    if result.psnr_blurred_db is not None:
+        print_lines(f"The blurred patches themselves: {result.psnr_blurred_db:.2f} dB")
+    print_lines(
+        f"Weights: {result.weights}",
+        "Fine-tune them, for what was lost:",
+        f"  nafnet train --config {result.recipe} --data STORE --val STORE",
+    )
+
+
+def _share(before: float, after: float) -> str:
+    return f"× {after / before:.2f}"

@@ -1,0 +1,56 @@
+"""Patches of a store to look at a network with: the same ones for the same store and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nafnet_core import InputError
+from pipelines.store import PairStore, refuse_sharp_only
+
+_MAKE_PAIRS = "Make pairs of the photos with `nafnet synth`, and prepare these"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Patches from all over a store."""
+
+    store: PairStore
+    num_patches: int = 64
+    patch_px: int = 128
+    """Side; smaller where a pair is."""
+    seed: int = 0
+
+    @classmethod
+    def on(cls, place: str, *, num_patches: int, patch_px: int) -> Calibration:
+        """Open a store.
+
+        Raises:
+            InputError: there is none, or it has no pairs.
+        """
+        store = PairStore(place)
+        refuse_sharp_only(place, store.manifest, fix=_MAKE_PAIRS)
+        if not len(store):
+            raise InputError("no pairs in this store", file=place)
+        return cls(store=store, num_patches=num_patches, patch_px=patch_px)
+
+    def patches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Blurred and sharp, (1, 3, P, P) fp32 in 0…1 each, of pairs evenly spread over the store.
+
+        Raises:
+            InputError: a shard is missing or damaged.
+        """
+        rng = np.random.default_rng(self.seed)
+        for number in range(self.num_patches):
+            index = number * len(self.store) // self.num_patches % len(self.store)
+            side = min(self.patch_px, *self.store.size(index))
+            lq, gt = self.store.patch(index, rng.random(), rng.random(), side)
+            yield _as_tensor(lq), _as_tensor(gt)
+
+
+def _as_tensor(patch_hwc_u8: np.ndarray) -> Tensor:
+    return torch.from_numpy(patch_hwc_u8).permute(2, 0, 1)[None].float() / 255
