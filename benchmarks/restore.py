@@ -66,7 +66,7 @@ from pipelines import Restorer
 from pipelines.images import read_rgb_u8
 restorer = Restorer({model!r})
 images = [read_rgb_u8(Path(name)) for name in sys.argv[1:]]
-options = TileOptions(train_patch_px={patch}, tile_px=1024, autocast=restorer.is_bf16)
+options = TileOptions(train_patch_px={patch}, tile_px=1024, autocast=restorer.precision == "bf16")
 start = time.perf_counter()
 for _ in restore_images(restorer.network, images, options):
     pass

@@ -197,10 +197,10 @@ def local_statistics(model: nn.Module, train_patch_px: int | None) -> Iterator[N
 
 
 def _pools_with_stride(model: nn.Module) -> Iterator[tuple[LocalMean, int]]:
-    """Each pool with the downsampling at its place, read from the module's name."""
-    num_stages = len(model.encoders)  # type: ignore[arg-type]
+    """Each pool with the downsampling at its place, read from the module's name; there may be none."""
     for name, module in model.named_modules():
         if isinstance(module, LocalMean):
+            num_stages = len(model.encoders)  # type: ignore[arg-type]
             part, _, rest = name.partition(".")
             stage = int(rest.split(".", 1)[0])
             level = {"encoders": stage, "middle_blks": num_stages, "decoders": num_stages - 1 - stage}

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nafnet_core.artefacts import is_broken
 from nafnet_core.canvas import Canvas, Tile
+from nafnet_core.foreign import ForeignNetwork
 from nafnet_core.local_stats import local_statistics
 from nafnet_core.memory import free_memory_mib
 from nafnet_core.model import NAFNet
@@ -38,6 +39,7 @@ _LIVE_MAPS_IN_STRIPS, _LIVE_MAPS_WHOLE = 5, 22
 _MEMORY_SHARE = 0.5  # of what is free: other processes want some too, and an overrun is the end of this one
 
 Image = NDArray[np.uint8] | NDArray[np.uint16]
+Network = NAFNet | ForeignNetwork
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,20 +91,20 @@ class TiledImage:
     """Tiles where the input was kept."""
 
 
-def tile_px_for(model: NAFNet, memory_mib: float) -> int:
+def tile_px_for(model: Network, memory_mib: float) -> int:
     """Side of the largest tile up to `MAX_TILE_PX` whose forward pass fits into `memory_mib`, an estimate.
 
     A multiple of 64 px, and at least `MIN_TILE_PX`.
     """
-    in_strips = next(model.parameters()).device.type == "cpu"
+    in_strips = isinstance(model, NAFNet) and _device(model).type == "cpu"
     bytes_per_px = 4 * model.config.width * (_LIVE_MAPS_IN_STRIPS if in_strips else _LIVE_MAPS_WHOLE)
     side = int((memory_mib * 2**20 / bytes_per_px) ** 0.5)
     return min(MAX_TILE_PX, max(MIN_TILE_PX, side // 64 * 64))
 
 
-def auto_tile_px(model: NAFNet, tile_batch: int = 1) -> int:
+def auto_tile_px(model: Network, tile_batch: int = 1) -> int:
     """Side of the largest tiles of which a batch fits into half of what is free on the network's device."""
-    free_mib = free_memory_mib(next(model.parameters()).device)
+    free_mib = free_memory_mib(_device(model))
     return tile_px_for(model, free_mib * _MEMORY_SHARE / tile_batch)
 
 
@@ -117,7 +119,7 @@ def default_overlap_px(train_patch_px: int | None, tile_px: int) -> int:
 
 
 def restore_image(
-    model: NAFNet,
+    model: Network,
     lq_hwc: Image,
     *,
     train_patch_px: int | None,
@@ -154,7 +156,7 @@ def restore_image(
 
 @torch.inference_mode()
 def restore_images(
-    model: NAFNet,
+    model: Network,
     images: Iterable[Image | None],
     options: TileOptions,
     *,
@@ -181,7 +183,9 @@ def restore_images(
         ValueError: another shape or dtype, an overlap that is not smaller than half a tile, or a tile that is
             too small for the network.
     """
-    if options.autocast and next(model.parameters()).device.type == "cpu":
+    if isinstance(model, ForeignNetwork):
+        options = replace(options, autocast=False)
+    elif options.autocast and _device(model).type == "cpu":
         model = convolutions_in_bf16(model)
         options = replace(options, autocast=False)
     runner = _Runner(model, options, on_tile)
@@ -253,7 +257,7 @@ class _Work:
 class _Runner:
     """Tiles in, a batch of equal ones at a time through the network, and back to their images."""
 
-    def __init__(self, model: NAFNet, options: TileOptions, on_tile: Callable[[int, int], None]) -> None:
+    def __init__(self, model: Network, options: TileOptions, on_tile: Callable[[int, int], None]) -> None:
         self._model, self._options, self._on_tile = model, options, on_tile
         side = options.tile_px
         self._tile_px = auto_tile_px(model, options.tile_batch) if side == "auto" else side
@@ -332,6 +336,10 @@ class _Runner:
         return redone, kept
 
 
+def _device(model: Network) -> torch.device:
+    return torch.device("cpu") if isinstance(model, ForeignNetwork) else next(model.parameters()).device
+
+
 def _without(work: _Work, batch: list[tuple[_Work, Tile]]) -> Iterator[tuple[_Work, Tile]]:
     return ((other, tile) for other, tile in batch if other is not work)
 
@@ -342,9 +350,9 @@ def _alike(first: tuple[_Work, Tile], second: tuple[_Work, Tile]) -> bool:
     return same_size and work.rgb.dtype == other_work.rgb.dtype
 
 
-def _run(model: NAFNet, images: NDArray[Any], options: TileOptions) -> Tensor:
+def _run(model: Network, images: NDArray[Any], options: TileOptions) -> Tensor:
     """Run the network: (N, H, W, C) uint8 or uint16, full range → (N, H, W, C) fp32 on the CPU, about 0…1."""
-    device = next(model.parameters()).device
+    device = _device(model)
     # torch has few kernels for uint16.
     integers = torch.from_numpy(images.astype(np.int32) if images.dtype == np.uint16 else images)
     if device.type == "cuda":
@@ -361,12 +369,13 @@ def _run(model: NAFNet, images: NDArray[Any], options: TileOptions) -> Tensor:
     return restored[..., :height, :width].permute(0, 2, 3, 1).float().cpu()
 
 
-def _forward(model: NAFNet, lq: Tensor) -> Tensor:
+def _forward(model: Network, lq: Tensor) -> Tensor:
     # Strips pay where maps outgrow the caches: not on a GPU, whose memory is as fast for all of them.
-    return forward_in_strips(model, lq) if lq.device.type == "cpu" else model(lq)
+    in_strips = isinstance(model, NAFNet) and lq.device.type == "cpu"
+    return forward_in_strips(model, lq) if in_strips else model(lq)
 
 
-def _ensemble(model: NAFNet, lq: Tensor) -> Tensor:
+def _ensemble(model: Network, lq: Tensor) -> Tensor:
     """Mean over the eight symmetries of the square, each undone after the network."""
     total = torch.zeros_like(lq)
     for turns in range(4):

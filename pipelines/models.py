@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nafnet_core import CapabilityError, InputError
+from nafnet_core.foreign import ForeignNetwork
 from nafnet_core.model import NAFNet
 from nafnet_core.weights import load_model
 from pipelines.checkpoint import LEDGER, CheckpointLedger
@@ -34,8 +35,8 @@ _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 class LoadedModel:
     """A network ready to run, and where it came from."""
 
-    model: NAFNet
-    """fp32, eval mode, on the CPU."""
+    model: NAFNet | ForeignNetwork
+    """fp32, eval mode, on the CPU; a `ForeignNetwork` only from `pipelines.export.open_exported`."""
     label: str
     """What to call it in tables and records."""
     weights: Path

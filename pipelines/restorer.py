@@ -19,10 +19,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from nafnet_core import InputError, NAFNet
+from nafnet_core import InputError
 from nafnet_core.colour import colour_shift, with_colours_of
+from nafnet_core.foreign import ForeignNetwork
 from nafnet_core.reduced import merged, reduced
-from nafnet_core.tiling import MIN_OVERLAP_PX, Image, TiledImage, TileOptions, restore_images
+from nafnet_core.tiling import (
+    MIN_OVERLAP_PX,
+    Image,
+    Network,
+    TiledImage,
+    TileOptions,
+    restore_images,
+)
 from pipelines.models import LoadedModel, open_model
 from pipelines.workspace import Workspace
 
@@ -112,21 +120,23 @@ class Restorer:
         if not isinstance(model, LoadedModel):
             model = open_model(model, Workspace.find(workspace), train_patch_px=train_patch_px)
         self.loaded, self.settings = model, settings or RestoreSettings()
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        is_foreign = isinstance(model.model, ForeignNetwork)
+        self.device = torch.device(
+            "cpu" if is_foreign else device or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
         self._network = model.model.to(self.device)
-        precision = self.settings.precision
-        self.is_bf16 = precision == "bf16" or (precision == "auto" and _computes_in_bf16(self.device))
+        self.precision = _precision(model, self.settings.precision, self.device)
         self.options = TileOptions(
             train_patch_px=model.train_patch_px,
             tile_px=self.settings.tile_px or "auto",
             tile_batch=self.settings.tile_batch,
-            autocast=self.is_bf16,
+            autocast=self.precision == "bf16",
             ensemble=self.settings.ensemble,
             guard=True,
         )
 
     @property
-    def network(self) -> NAFNet:
+    def network(self) -> Network:
         """The network, on the device, in eval mode."""
         return self._network
 
@@ -216,6 +226,20 @@ class Restorer:
             colour_shift=shift,
             seconds=time.perf_counter() - start,
         )
+
+
+def _precision(model: LoadedModel, wanted: str, device: torch.device) -> str:
+    """What the network computes in. Raises `InputError` where an exported one has another."""
+    if isinstance(model.model, ForeignNetwork):
+        fixed = model.metadata["export"]["precision"]
+        if wanted not in ("auto", fixed):
+            raise InputError(
+                "the precision of an exported model is fixed", file=model.weights, expected=fixed, got=wanted
+            )
+        return fixed
+    if wanted == "auto":
+        return "bf16" if _computes_in_bf16(device) else "fp32"
+    return wanted
 
 
 def _computes_in_bf16(device: torch.device) -> bool:

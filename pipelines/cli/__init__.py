@@ -21,6 +21,7 @@ from pipelines.cli import (
     compressing,
     data,
     evaluating,
+    exporting,
     inspecting,
     jobs,
     preflight,
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (training, tuning, synth, data, inspecting, evaluating, restoring, serving):
+for part in (training, tuning, synth, data, inspecting, evaluating, restoring, exporting, serving):
     app.registered_commands += part.app.registered_commands
 app.add_typer(registry.app, name="registry")
 app.add_typer(compressing.app, name="compress")

@@ -41,7 +41,10 @@ def restore(
     ],
     out: Annotated[str, typer.Option("--out", help="Folder to write, or its URL.")] = "restored",
     model: Annotated[
-        str | None, typer.Option(help="Weights, run or models:/…  [default: the champion, else mobile-v1]")
+        str | None,
+        typer.Option(
+            help="Weights, run, models:/… or exported file.  [default: the champion, else mobile-v1]"
+        ),
     ] = None,
     format: Annotated[
         str, typer.Option("--format", help="jpg, png, tif, webp or bmp. [default: each as it is]")
@@ -77,7 +80,7 @@ def restore(
         raise InputError("unknown --on-error", got=on_error, expected="skip, stop")
     with output_to(as_json) as output:
         from pipelines import restore as stage
-        from pipelines.models import open_model
+        from pipelines.export.running import open_runnable
         from pipelines.restorer import RestoreSettings
 
         config = stage.RestoreConfig(
@@ -98,7 +101,7 @@ def restore(
             num_workers=workers,
         )
         config.items()
-        loaded = open_model(model, Workspace.find(workspace), train_patch_px=train_patch)
+        loaded = open_runnable(model, Workspace.find(workspace), train_patch_px=train_patch)
         console.say(f"Model: {loaded.label}")
         if loaded.train_patch_px is None and train_patch is None:
             console.say(

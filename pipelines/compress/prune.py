@@ -14,7 +14,7 @@ from torch import Tensor
 from nafnet_core import InputError, NAFNet, save_model
 from nafnet_core.losses import psnr_loss
 from nafnet_core.pruning import Gates, gather, keep_share, keep_within_macs, magnitudes, prune
-from pipelines.compress.calibration import Calibration
+from pipelines.calibration import Calibration
 from pipelines.config import find_recipe
 from pipelines.files import make_folder, written_aside
 from pipelines.models import LoadedModel

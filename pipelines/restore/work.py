@@ -37,7 +37,7 @@ class FileWork:
         self._restorer, self._out, self._quality, self._on_part = restorer, out, quality, on_part
         self._settings: dict[str, Any] = {
             **restorer.settings.to_dict(),
-            "precision": "bf16" if restorer.is_bf16 else "fp32",
+            "precision": restorer.precision,
             "train_patch_px": restorer.loaded.train_patch_px,
             "quality": quality,
         }

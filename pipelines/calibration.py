@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nafnet_core import InputError
 from pipelines.store import PairStore, refuse_sharp_only
 
+Image = NDArray[np.uint8]
 _MAKE_PAIRS = "Make pairs of the photos with `nafnet synth`, and prepare these"
 
 
@@ -38,8 +40,8 @@ class Calibration:
             raise InputError("no pairs in this store", file=place)
         return cls(store=store, num_patches=num_patches, patch_px=patch_px)
 
-    def patches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Blurred and sharp, (1, 3, P, P) fp32 in 0…1 each, of pairs evenly spread over the store.
+    def images(self) -> Iterator[tuple[Image, Image]]:
+        """Blurred and sharp, (P, P, 3) uint8 RGB each, of pairs evenly spread over the store.
 
         Raises:
             InputError: a shard is missing or damaged.
@@ -48,9 +50,13 @@ class Calibration:
         for number in range(self.num_patches):
             index = number * len(self.store) // self.num_patches % len(self.store)
             side = min(self.patch_px, *self.store.size(index))
-            lq, gt = self.store.patch(index, rng.random(), rng.random(), side)
+            yield self.store.patch(index, rng.random(), rng.random(), side)
+
+    def patches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same as (1, 3, P, P) fp32 in 0…1 each."""
+        for lq, gt in self.images():
             yield _as_tensor(lq), _as_tensor(gt)
 
 
-def _as_tensor(patch_hwc_u8: np.ndarray) -> Tensor:
+def _as_tensor(patch_hwc_u8: Image) -> Tensor:
     return torch.from_numpy(patch_hwc_u8).permute(2, 0, 1)[None].float() / 255

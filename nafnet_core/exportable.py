@@ -1,0 +1,155 @@
+"""The network as one graph that other runtimes take: any size, no branches, nothing but standard operators.
+
+    form = Exportable(model, train_patch_px=192)
+    program = torch.export.export(form, (torch.zeros(1, 3, 64, 64),), dynamic_shapes=…)
+
+What differs from `NAFNet.forward`, with the same values to rounding:
+
+- The norm is one layer normalisation over the last axis, which ONNX has an operator for; spelt out in means
+  and squares, half precision overflows (NVIDIA/TensorRT#3897, roboflow/rf-detr#176).
+- Local statistics are running sums, of which each pixel takes the difference at the ends of its window; a
+  window larger than the map is the map. A pooling operator with a fixed window fails there
+  (axinc-ai/ailia-models#1087), and takes a time that grows with the window.
+- Residual scales lie in the weights of the convolutions before them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nafnet_core.local_stats import WINDOW_PER_PATCH
+from nafnet_core.model import NAFBlock, NAFNet
+
+
+class Exportable(nn.Module):
+    """A trained network for `torch.export`.
+
+    Args:
+        model: the network; its weights are copied.
+        train_patch_px: side of the patches that it was trained on, for local statistics; None: global ones.
+        takes_bytes: whether images are (N, H, W, 3) uint8 RGB in and out, instead of (N, 3, H, W) float in
+            0…1: then sizes are padded by reflection, and the result is rounded.
+    """
+
+    def __init__(self, model: NAFNet, *, train_patch_px: int | None, takes_bytes: bool = False) -> None:
+        super().__init__()
+        self.takes_bytes, self.stride_px = takes_bytes, model.config.stride_px
+
+        def blocks(stage: nn.Module, level: int) -> nn.Sequential:
+            window = train_patch_px and max(1, int(train_patch_px * WINDOW_PER_PATCH) >> level)
+            return nn.Sequential(
+                *(_Block(block, window) for block in stage.children() if isinstance(block, NAFBlock))
+            )
+
+        stages = len(model.encoders)
+        self.intro, self.ending = _copied(model.intro), _copied(model.ending)
+        self.encoders = nn.ModuleList(blocks(stage, level) for level, stage in enumerate(model.encoders))
+        self.downs = nn.ModuleList(_copied(down) for down in model.downs)
+        self.middle_blks = blocks(model.middle_blks, stages)
+        self.ups = nn.ModuleList(nn.Sequential(_copied(up[0]), nn.PixelShuffle(2)) for up in model.ups)  # type: ignore[index]
+        self.decoders = nn.ModuleList(
+            blocks(stage, stages - 1 - number) for number, stage in enumerate(model.decoders)
+        )
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Restore a batch: shapes and ranges as said above."""
+        if not self.takes_bytes:
+            height, width = images.shape[-2:]
+            lq = F.pad(images, (0, -width % self.stride_px, 0, -height % self.stride_px))
+            return self._restored(lq)[..., :height, :width]
+        height, width = images.shape[1:3]
+        rows, cols = (_reflected(size, self.stride_px, images.device) for size in (height, width))
+        lq = images.index_select(1, rows).index_select(2, cols).permute(0, 3, 1, 2).float() / 255
+        restored = self._restored(lq)[..., :height, :width].permute(0, 2, 3, 1)
+        return (restored * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def _restored(self, lq: Tensor) -> Tensor:
+        x = self.intro(lq)
+        skips = []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            x = encoder(x)
+            skips.append(x)
+            x = down(x)
+        x = self.middle_blks(x)
+        for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
+            x = decoder(up(x) + skip)
+        return self.ending(x) + lq
+
+
+class _Block(nn.Module):
+    """`NAFBlock`, (N, C, H, W) in and out, with fixed window."""
+
+    def __init__(self, block: NAFBlock, window_px: int | None) -> None:
+        super().__init__()
+        self.window_px = window_px
+        self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
+        self.conv1, self.conv2, self.conv4 = (
+            _copied(layer) for layer in (block.conv1, block.conv2, block.conv4)
+        )
+        self.attention = _copied(block.sca[1])
+        self.conv3 = _copied(block.conv3, scale=block.beta)
+        self.conv5 = _copied(block.conv5, scale=block.gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.conv2(self.conv1(_over_channels(self.norm1, x))).chunk(2, dim=1)
+        y = first * second
+        x = x + self.conv3(y * self.attention(self._means(y)))
+        first, second = self.conv4(_over_channels(self.norm2, x)).chunk(2, dim=1)
+        return x + self.conv5(first * second)
+
+    def _means(self, y: Tensor) -> Tensor:
+        if self.window_px is None:
+            return y.mean(dim=(2, 3), keepdim=True)
+        return _window_means(_window_means(y, self.window_px, dim=2), self.window_px, dim=3)
+
+
+def _window_means(x: Tensor, window_px: int, *, dim: int) -> Tensor:
+    """Mean along `dim` over the window around each pixel; at the border, over the last window that fits."""
+    length = x.shape[dim]
+    first = torch.arange(length, device=x.device) - (window_px - 1) // 2
+    first = first.clamp(max=length - window_px).clamp(min=0)
+    last = (first + window_px).clamp(max=length)
+    ahead = [0, 0] * (x.dim() - 1 - dim) + [1, 0]
+    sums = F.pad(x.cumsum(dim), ahead)
+    shape = [-1 if axis == dim else 1 for axis in range(x.dim())]
+    number = (last - first).to(x.dtype).reshape(shape)
+    return (sums.index_select(dim, last) - sums.index_select(dim, first)) / number
+
+
+def _reflected(length: int, stride: int, device: torch.device) -> Tensor:
+    """Which pixels of an axis stand for its pixels up to the next multiple of `stride`."""
+    positions = torch.arange(length + -length % stride, device=device)
+    return ((length - 1) - (positions - (length - 1)).abs()).clamp(min=0)
+
+
+def _over_channels(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+    plain = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)  # type: ignore[arg-type]
+    plain.load_state_dict(norm.state_dict())
+    return plain
+
+
+def _copied(conv: nn.Module, *, scale: Tensor | None = None) -> nn.Conv2d:
+    """A plain convolution with the same weights, times `scale` of shape (1, C, 1, 1)."""
+    assert isinstance(conv, nn.Conv2d)
+    plain = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        groups=conv.groups,
+        bias=conv.bias is not None,
+    )
+    factor = 1.0 if scale is None else scale.detach().reshape(-1, 1, 1, 1)
+    with torch.no_grad():
+        plain.weight.copy_(conv.weight * factor)
+        if conv.bias is not None and plain.bias is not None:
+            plain.bias.copy_(conv.bias * (1.0 if scale is None else scale.detach().flatten()))
+    return plain

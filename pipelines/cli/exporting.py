@@ -1,0 +1,102 @@
+"""`nafnet export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines import console
+from pipelines.cli.shared import (
+    JsonOption,
+    TrainPatchOption,
+    WorkspaceOption,
+    on_a_disk,
+    output_to,
+    print_lines,
+)
+from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipelines.export import ExportResult
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Examples: nafnet export mobile-v1 --to onnx --out mobile-v1.onnx; "
+    "nafnet export models:/nafnet-deblur@champion --to openvino --precision bf16 --on store"
+)
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Weights, run, models:/… or mobile-v1.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino or torch.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="File to write. [default: MODEL with the format's suffix]",
+            parser=on_a_disk,
+            metavar="FILE",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16, what the format has. [default: fp32]")
+    ] = None,
+    as_bytes: Annotated[
+        bool, typer.Option("--bytes", help="Images are N×H×W×3 bytes, in and out: for other programs.")
+    ] = False,
+    on: Annotated[
+        str | None, typer.Option(help="Store of pairs to compare on. [default: photos of scikit-image]")
+    ] = None,
+    train_patch: TrainPatchOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model for another runtime; nothing where that computes something else than torch."""
+    with output_to(as_json) as output:
+        from pipelines import export as stage
+        from pipelines.models import open_model
+
+        suffix = stage.FORMATS[to].suffix if to in stage.FORMATS else ""
+        config = stage.ExportConfig(
+            to=to,
+            out=out or Path(_stem(model) + suffix),
+            precision=precision,  # type: ignore[arg-type]
+            takes_bytes=as_bytes,
+            on=on,
+        )
+        loaded = open_model(model, Workspace.find(workspace), train_patch_px=train_patch)
+        console.say(f"Model: {loaded.label}")
+        if loaded.train_patch_px is None and train_patch is None:
+            console.say(
+                "Local statistics are off, since the file does not say its training patch: --train-patch"
+            )
+        console.say("Building, and comparing with torch: some 20 s for a small network")
+        result = stage.run(config, loaded)
+        if output.as_json:
+            output.print_json(result.to_dict())
+        else:
+            _print(result)
+
+
+def _stem(model: str) -> str:
+    """What the file is called where no name is given."""
+    registered = model.removeprefix("models:/")
+    return Path(model).stem if registered == model else registered.replace("@", "-").replace("/", "-")
+
+
+def _print(result: ExportResult) -> None:
+    parity = result.parity
+    rows = [
+        ["largest difference", f"{parity.difference:.2g} of the range"],
+        [
+            "PSNR, dB",
+            f"{parity.psnr_db:.3f}; torch {parity.psnr_torch_db:.3f}, blurred {parity.psnr_blurred_db:.3f}",
+        ],
+        ["256×256", f"{parity.seconds * 1e3:.0f} ms, in torch fp32 {parity.seconds_torch * 1e3:.0f} ms"],
+        ["MiB", f"{result.num_bytes / 2**20:.2f}"],
+    ]
+    title = f"Against torch, on {parity.num_crops} crops of {parity.data}"
+    console.table(title, ["", result.precision], rows)
+    print_lines(*(f"Written: {file}" for file in result.files))

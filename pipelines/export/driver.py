@@ -1,0 +1,148 @@
+"""The network's graph is built, written aside, run against torch, and kept if it holds."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nafnet_core import CapabilityError, InputError
+from nafnet_core.exportable import Exportable
+from nafnet_core.kernels import disc_kernel
+from pipelines.calibration import Calibration
+from pipelines.export.formats import FORMATS, Format, Precision
+from pipelines.export.parity import Image, Parity, compare
+from pipelines.files import make_folder
+from pipelines.models import LoadedModel
+
+SCHEMA_VERSION = 1
+_NUM_PAIRS = 4
+_PATCH_PX = 384
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to write. Raises `InputError` where that cannot be."""
+
+    to: str
+    out: Path
+    precision: Precision | None = None
+    """None takes the format's first."""
+    takes_bytes: bool = False
+    """Images are (N, H, W, 3) uint8 in and out."""
+    local: bool = True
+    """With the local statistics of the model's training patch, if it says one."""
+    on: str | None = None
+    """Store of pairs to compare on; None takes photos that scikit-image ships, blurred."""
+
+    def __post_init__(self) -> None:
+        if self.to not in FORMATS:
+            raise InputError("unknown format", expected=", ".join(FORMATS), got=self.to)
+        if self.out.suffix != self.format.suffix:
+            raise InputError(
+                "the suffix is the format's", file=self.out, expected=f"NAME{self.format.suffix}"
+            )
+        if self.precision not in (None, *self.format.precisions):
+            expected = ", ".join(self.format.precisions)
+            raise InputError(f"no such precision of {self.to}", expected=expected, got=self.precision)
+
+    @property
+    def format(self) -> Format:
+        return FORMATS[self.to]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was written."""
+
+    files: tuple[Path, ...]
+    """The one to load first."""
+    precision: Precision
+    parity: Parity
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "bytes": self.num_bytes, "parity": self.parity.to_dict()}
+
+
+def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
+    """Export a model.
+
+    Args:
+        config: what to write.
+        loaded: the model.
+
+    Raises:
+        GateError: what the file computes is not what torch computes; no file is written.
+        CapabilityError: a package that the format needs is not installed.
+        InputError: no such store, or pairs too small.
+    """
+    form = config.format
+    form.check((*form.to_write, *form.to_run), f"export to {config.to}")
+    precision = config.precision or form.precisions[0]
+    patch = loaded.train_patch_px if config.local else None
+    pairs, data = _pairs(config.on)
+    make_folder(config.out.absolute().parent)
+    built = form.writer.build(
+        Exportable(loaded.model, train_patch_px=patch, takes_bytes=config.takes_bytes), precision
+    )
+    with tempfile.TemporaryDirectory(dir=config.out.absolute().parent, prefix=".export-") as folder:
+        aside = Path(folder) / config.out.name
+        form.writer.save(built, aside, {})
+        parity = compare(
+            loaded.model,
+            form.writer.open(aside, precision, num_threads=torch.get_num_threads()),
+            pairs,
+            train_patch_px=patch,
+            takes_bytes=config.takes_bytes,
+            data=data,
+            min_side_px=max(1, form.min_strides * loaded.model.config.stride_px),
+        )
+        parity.check(precision, takes_bytes=config.takes_bytes, file=config.out)
+        made = {
+            "schema_version": SCHEMA_VERSION,
+            "format": config.to,
+            "precision": precision,
+            "takes_bytes": config.takes_bytes,
+            "weights_sha256": loaded.digest,
+            "parity": parity.to_dict(),
+            "versions": {name: version(name) for name in ("torch", *form.to_write)},
+        }
+        metadata = {**loaded.metadata, "train_patch_px": patch, "config": loaded.model.config.to_dict()}
+        form.writer.save(built, aside, {**metadata, "export": made})
+        names = sorted((path.name for path in Path(folder).iterdir()), key=lambda name: name == aside.name)
+        for name in names:  # the one that names the others last
+            os.replace(Path(folder) / name, config.out.absolute().parent / name)
+    files = tuple(config.out.parent / name for name in reversed(names))
+    return ExportResult(files=files, precision=precision, parity=parity)
+
+
+def _pairs(on: str | None) -> tuple[list[tuple[Image, Image]], str]:
+    """Pairs to compare on, and what they are."""
+    if on is not None:
+        calibration = Calibration.on(on, num_patches=_NUM_PAIRS, patch_px=_PATCH_PX)
+        return list(calibration.images()), f"store {calibration.store.manifest.name}"
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise CapabilityError(
+            "pairs to compare on are wanting", expected="a store, or scikit-image's photos",
+            fix="Name a store with --on, or pip install 'nafnet-ray[demo]'",
+        ) from error  # fmt: skip
+    import cv2
+
+    photos = (data.astronaut(), data.chelsea(), data.coffee())
+    kernel = disc_kernel(5.0)
+    return [
+        (np.asarray(cv2.filter2D(photo, -1, kernel)), photo) for photo in photos
+    ], "astronaut, chelsea and coffee under a disc of 5 px"

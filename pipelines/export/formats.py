@@ -1,0 +1,118 @@
+"""What each format can, and the module that knows how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nafnet_core import CapabilityError, InputError
+from nafnet_core.exportable import Exportable
+
+FormatName = Literal["onnx", "openvino", "torch"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Runner = Callable[[NDArray[Any]], NDArray[Any]]
+"""(N, 3, H, W) fp32 in 0…1, or (N, H, W, 3) uint8 where the graph takes bytes → the same."""
+
+
+class Writer(Protocol):
+    """What a format's module has."""
+
+    def build(self, form: Exportable, precision: Precision) -> Any:
+        """Make the format's own object of the network."""
+        ...
+
+    def save(self, built: Any, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Write it, with `metadata` (JSON values) inside."""
+        ...
+
+    def read_metadata(self, path: Path) -> dict[str, Any]:
+        """What `save` was given; empty for a file of another program's.
+
+        Raises `InputError` where the file is damaged.
+        """
+        ...
+
+    def open(self, path: Path, precision: Precision, *, num_threads: int) -> Runner:
+        """Load it into its runtime."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """One way to write a network."""
+
+    name: FormatName
+    suffix: str
+    precisions: tuple[Precision, ...]
+    """The first is the default."""
+    runtime: str | None
+    """What runs it, as `--backend` calls it; None: `restore` does not take it. A program of torch's is
+    unpickled, and so nothing to take from strangers."""
+    to_write: tuple[str, ...] = ()
+    """Modules needed to write it, beside torch."""
+    to_run: tuple[str, ...] = ()
+    min_strides: int = 0
+    """Smallest side of an image, in strides of the network; 0: a single pixel."""
+
+    @property
+    def writer(self) -> Writer:
+        """Its module, imported on first use."""
+        return import_module(f"pipelines.export.{self.name}_format")  # type: ignore[return-value]
+
+    def check(self, modules: tuple[str, ...], what: str) -> None:
+        """Raise `CapabilityError` where one of the modules is not installed."""
+        missing = [name for name in modules if find_spec(name) is None]
+        if missing:
+            raise CapabilityError(
+                f"{what} needs {' and '.join(missing)}", fix="pip install 'nafnet-ray[export]'"
+            )
+
+
+FORMATS: dict[str, Format] = {
+    each.name: each
+    for each in (
+        Format(
+            name="onnx",
+            suffix=".onnx",
+            precisions=("fp32", "fp16"),
+            runtime="onnxruntime",
+            to_write=("onnx", "onnxscript", "onnxruntime"),
+            to_run=("onnxruntime",),
+        ),
+        Format(
+            name="openvino",
+            suffix=".xml",
+            precisions=("fp32", "bf16", "fp16"),
+            runtime="openvino",
+            to_write=("onnx", "onnxscript", "openvino"),
+            to_run=("openvino",),
+        ),
+        # Of a side of 1 at the lowest resolution torch.export makes another graph.
+        Format(name="torch", suffix=".pt2", precisions=("fp32",), runtime=None, min_strides=2),
+    )
+}
+RUN_SUFFIXES = tuple(each.suffix for each in FORMATS.values() if each.runtime is not None)
+
+
+def format_of(path: Path) -> Format:
+    """The format of a file that a runtime takes, by its suffix.
+
+    Raises:
+        InputError: none is known for it.
+    """
+    for each in FORMATS.values():
+        if each.suffix == path.suffix and each.runtime is not None:
+            return each
+    raise InputError("not an exported model", file=path, expected=" or ".join(RUN_SUFFIXES))
+
+
+def as_runner(call: Callable[[NDArray[Any]], Any]) -> Runner:
+    """`call` on contiguous arrays, with an array as its result."""
+    return lambda images: np.asarray(call(np.ascontiguousarray(images)))

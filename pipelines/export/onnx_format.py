@@ -1,0 +1,106 @@
+"""ONNX, for ONNX Runtime, TensorRT, OpenVINO and phones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nafnet_core import InputError
+from nafnet_core.exportable import Exportable
+from nafnet_core.weights import METADATA_KEY
+from pipelines.export.formats import Precision, Runner, as_runner
+
+OPSET = 20
+INPUT, OUTPUT = "lq", "restored"
+_EXAMPLE_PX = (48, 56)  # traced on; neither side nor their ratio stays in the graph
+# Means over many values: their sums leave the range of half precision.
+_IN_FP32 = ("LayerNormalization", "ReduceMean", "CumSum", "Range", "Cast")
+
+
+def build(form: Exportable, precision: Precision) -> Any:
+    """An `onnx.ModelProto` with dynamic batch, height and width."""
+    height, width = _EXAMPLE_PX
+    if form.takes_bytes:
+        example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+        sizes = {0: "batch", 1: "height", 2: "width"}
+    else:
+        example = torch.zeros(2, 3, height, width)
+        sizes = {0: "batch", 2: "height", 3: "width"}
+    with _quietly():
+        program = torch.onnx.export(
+            form,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=(sizes,),
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for position, name in sizes.items():  # a formula that comes to the same
+        model.graph.output[0].type.tensor_type.shape.dim[position].dim_param = name
+    return _in_half(model) if precision == "fp16" else model
+
+
+def save(built: Any, path: Path, metadata: Mapping[str, Any]) -> None:
+    import onnx
+
+    del built.metadata_props[:]
+    onnx.helper.set_model_props(built, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    path.write_bytes(built.SerializeToString())
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    properties = _session(path, num_threads=1, optimized=False).get_modelmeta().custom_metadata_map
+    return json.loads(properties.get(METADATA_KEY, "{}"))
+
+
+def open(path: Path, precision: Precision, *, num_threads: int) -> Runner:
+    session = _session(path, num_threads=num_threads)
+    return as_runner(lambda images: session.run(None, {INPUT: images})[0])
+
+
+def _session(path: Path, *, num_threads: int, optimized: bool = True) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    # Threads that spin while they wait hold up every other process, as OpenMP's do.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own classes for every fault, all of one base: Exception
+        raise InputError("damaged ONNX file", file=path, got=str(error)[:120]) from error
+
+
+def _in_half(model: Any) -> Any:
+    """The same in fp16 but for what adds up many values; fp32 in and out."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with _quietly():
+        return convert_float_to_float16(model, keep_io_types=True, op_block_list=list(_IN_FP32))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without remarks on torchvision's operators, on deprecations inside, and on small constants in fp16."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

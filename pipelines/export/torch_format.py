@@ -1,0 +1,61 @@
+"""A `torch.export` program: the graph and its weights, without our code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nafnet_core import InputError
+from nafnet_core.exportable import Exportable
+from nafnet_core.weights import METADATA_KEY
+from pipelines.export.formats import Precision, Runner, as_runner
+
+_EXTRA = f"{METADATA_KEY}.json"
+_EXAMPLE_PX = (48, 56)
+
+
+def build(form: Exportable, precision: Precision) -> torch.export.ExportedProgram:
+    """A program with dynamic batch, height and width."""
+    height, width = _EXAMPLE_PX
+    sides = (1, 2) if form.takes_bytes else (2, 3)
+    example = (
+        torch.zeros(2, height, width, 3, dtype=torch.uint8)
+        if form.takes_bytes
+        else torch.zeros(2, 3, height, width)
+    )
+    sizes = {position: torch.export.Dim.DYNAMIC for position in (0, *sides)}
+    return torch.export.export(form, (example,), dynamic_shapes=(sizes,))
+
+
+def save(built: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    # By a handle, since the name must end in .pt2 else, and ours is one aside.
+    with path.open("wb") as file:
+        torch.export.save(built, file, extra_files={_EXTRA: json.dumps(metadata, sort_keys=True)})
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    extra = {_EXTRA: ""}
+    _load(path, extra)
+    return json.loads(extra[_EXTRA] or "{}")
+
+
+def open(path: Path, precision: Precision, *, num_threads: int) -> Runner:
+    """`num_threads` is torch's own, for the whole process."""
+    module = _load(path, {}).module()
+
+    @torch.inference_mode()
+    def run(images: Any) -> Any:
+        return module(torch.from_numpy(images)).numpy()
+
+    return as_runner(run)
+
+
+def _load(path: Path, extra: dict[str, Any]) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.load(path, extra_files=extra)
+    except Exception as error:  # zip, JSON, pickle: whatever a damaged archive leads to
+        raise InputError("damaged torch.export file", file=path, got=str(error)[:120]) from error

@@ -1,0 +1,249 @@
+"""`nafnet export`: what is written runs in its runtime as in torch, and what does not is not written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nafnet_core import CapabilityError, GateError, InputError, load_model, save_model
+from nafnet_core.exportable import Exportable
+from nafnet_core.tiling import restore_image
+from pipelines import export
+from pipelines.export import formats, onnx_format
+from pipelines.export.parity import SIZES_PX, compare, crops
+from pipelines.models import open_model
+from pipelines.workspace import Workspace
+from tests.nafnet_core.networks import SMALL, lively_network, photo
+from tests.pipelines.conftest import Run
+
+_PATCH_PX = 32  # local statistics then have windows of 48 px
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "lively.safetensors"
+    save_model(lively_network(SMALL), path, metadata={"train_patch_px": _PATCH_PX, "name": "lively"})
+    return path
+
+
+def _export(weights: Path, out: Path, **options: Any) -> export.ExportResult:
+    loaded = open_model(str(weights), Workspace(out.parent))
+    return export.run(export.ExportConfig(out=out, **options), loaded)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    result = _export(weights, tmp_path_factory.mktemp("onnx") / "lively.onnx", to="onnx")
+    assert result.parity.difference < 1e-5
+    return result.files[0]
+
+
+@pytest.mark.parametrize("size", [(8, 300), (129, 75), (3, 3)])
+def test_an_onnx_file_restores_what_its_weights_restore(
+    weights: Path, onnx_file: Path, size: tuple[int, int]
+) -> None:
+    model, _ = load_model(weights)
+    opened = export.open_exported(onnx_file)
+    image = photo(*size)
+    ours, theirs = (
+        restore_image(network, image, train_patch_px=_PATCH_PX, tile_px=None)
+        for network in (model, opened.model)
+    )
+    assert np.abs(ours.astype(int) - image).max() > 8
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    assert (ours != theirs).mean() < 1e-3
+
+
+def test_tiles_and_batches_go_through_a_runtime_too(weights: Path, onnx_file: Path) -> None:
+    model, _ = load_model(weights)
+    image = photo(300, 420)
+    ours, theirs = (
+        restore_image(network, image, train_patch_px=_PATCH_PX, tile_px=192, tile_batch=2)
+        for network in (model, export.open_exported(onnx_file).model)
+    )
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def test_the_file_says_what_it_is(weights: Path, onnx_file: Path) -> None:
+    import onnx
+
+    opened = export.open_exported(onnx_file)
+    made = opened.metadata["export"]
+    assert opened.train_patch_px == _PATCH_PX and opened.metadata["name"] == "lively"
+    assert made["weights_sha256"] == open_model(str(weights), Workspace(onnx_file.parent)).digest
+    assert made["parity"]["difference"] < 1e-5 and made["parity"]["num_crops"] == 3 * len(SIZES_PX)
+    graph = onnx.load(onnx_file).graph
+    names = [node.op_type for node in graph.node]
+    # Two norms a block, of an operator of their own; and nothing that pools with a fixed window.
+    assert names.count("LayerNormalization") == 2 * SMALL.num_blocks
+    assert not {"AveragePool", "If", "Loop"} & set(names)
+    shapes = [
+        [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (graph.input[0], graph.output[0])
+    ]
+    assert shapes == [["batch", 3, "height", "width"]] * 2
+
+
+@pytest.mark.slow
+def test_bytes_in_and_bytes_out(weights: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    out = tmp_path / "bytes.onnx"
+    _export(weights, out, to="onnx", takes_bytes=True)
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    model, _ = load_model(weights)
+    for size in ((50, 70), (7, 9)):
+        image = photo(*size)
+        (restored,) = session.run(None, {"lq": np.stack([image, image[::-1]])})
+        expected = restore_image(model, image, train_patch_px=_PATCH_PX, tile_px=None)
+        assert restored.dtype == np.uint8
+        assert np.abs(restored[0].astype(int) - expected).max() <= 1
+    with pytest.raises(InputError, match="images in bytes"):
+        export.open_exported(out)
+
+
+@pytest.mark.slow
+def test_half_precision_keeps_its_norms(weights: Path, tmp_path: Path) -> None:
+    result = _export(weights, tmp_path / "half.onnx", to="onnx", precision="fp16")
+    assert 1e-6 < result.parity.difference < 2e-2
+    whole = _export(weights, tmp_path / "whole.onnx", to="onnx")
+    assert result.num_bytes < 0.75 * whole.num_bytes
+
+
+@pytest.mark.slow
+def test_values_that_half_precision_cannot_hold_are_found(weights: Path, tmp_path: Path) -> None:
+    model, metadata = load_model(weights)
+    with torch.no_grad():
+        # The same network in fp32, but what the gate multiplies is a million times larger.
+        block = model.blocks[0]
+        block.conv4.weight.mul_(1e5)
+        block.conv4.bias.mul_(1e5)
+        block.conv5.weight.mul_(1e-10)
+    save_model(model, tmp_path / "large.safetensors", metadata=metadata)
+    out = tmp_path / "large.onnx"
+    with pytest.raises(GateError, match=r"nothing was written.*large\.onnx.*got nan"):
+        _export(tmp_path / "large.safetensors", out, to="onnx", precision="fp16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large.safetensors"]
+    _export(tmp_path / "large.safetensors", out, to="onnx")
+
+
+def test_another_network_does_not_pass_the_gate(onnx_file: Path) -> None:
+    runner = onnx_format.open(onnx_file, "fp32", num_threads=1)
+    pairs = [(photo(300, 400), photo(300, 400)[::-1])]
+    settings = {"train_patch_px": _PATCH_PX, "takes_bytes": False, "data": "a photo"}
+    compare(lively_network(SMALL), runner, pairs, **settings).check("fp32", takes_bytes=False, file="x")  # type: ignore[arg-type]
+    for other in (
+        compare(lively_network(SMALL, seed=1), runner, pairs, **settings),  # type: ignore[arg-type]
+        compare(lively_network(SMALL), runner, pairs, **{**settings, "train_patch_px": None}),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(GateError, match="computes something else than torch") as raised:
+            other.check("fp32", takes_bytes=False, file="x")
+        assert raised.value.exit_code == 3
+
+
+def test_openvino_in_bf16(weights: Path, tmp_path: Path) -> None:
+    result = _export(weights, tmp_path / "lively.xml", to="openvino", precision="bf16")
+    assert [file.name for file in result.files] == ["lively.xml", "lively.bin"]
+    opened = export.open_exported(tmp_path / "lively.xml")
+    assert opened.metadata["export"]["precision"] == "bf16" and "openvino, bf16" in opened.label
+    model, _ = load_model(weights)
+    image = photo(90, 61)
+    ours, theirs = (
+        restore_image(network, image, train_patch_px=_PATCH_PX, tile_px=None)
+        for network in (model, opened.model)
+    )
+    assert np.abs(ours.astype(int) - theirs).mean() < 2
+
+
+@pytest.mark.slow
+def test_a_program_of_torch(weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lively.pt2"
+    _export(weights, out, to="torch")
+    extra = {"nafnet.json": ""}
+    program = torch.export.load(out, extra_files=extra)
+    assert json.loads(extra["nafnet.json"])["export"]["format"] == "torch"
+    lq = torch.rand(2, 3, 50, 33)
+    form = Exportable(load_model(weights)[0], train_patch_px=_PATCH_PX)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(lq), form(lq), atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="not an exported model"):
+        export.open_exported(out)  # a stranger's would be unpickled
+
+
+# The commands
+
+
+def test_the_command_and_restore(run: Run, weights: Path, tmp_path: Path, onnx_file: Path) -> None:
+    Image.fromarray(photo(96, 120)).save(tmp_path / "photo.png")
+    restored = {}
+    for name, model in (("torch", weights), ("onnx", onnx_file)):
+        arguments = ("restore", tmp_path / "photo.png", "--out", tmp_path / name, "--model", model)
+        code, told, errors = run(*arguments, "--json", "--precision", "fp32")
+        assert code == 0, errors
+        restored[name] = np.asarray(Image.open(tmp_path / name / "photo.png")).astype(int)
+    assert "in onnxruntime, fp32" in json.loads(told)["model"]
+    assert np.abs(restored["torch"] - restored["onnx"]).max() <= 1
+    # What is fixed in the file cannot be asked for otherwise.
+    for option, words in (
+        (("--train-patch", 64), "local statistics of an exported model are fixed"),
+        (("--precision", "bf16"), "the precision of an exported model is fixed"),
+        (("--workers", 1), "runs in this process alone"),
+    ):
+        code, _, errors = run(*arguments, *option)
+        assert code == 2 and words in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--to", "caffe"], 2, "onnx, openvino, torch"),
+        (["--to", "onnx", "--precision", "bf16"], 2, "no such precision of onnx"),
+        (["--to", "onnx", "--out", "x.xml"], 2, "NAME.onnx"),
+        (["--to", "onnx", "--on", "nowhere"], 2, "nowhere"),
+    ],
+)
+def test_what_cannot_be(
+    run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], code: int, words: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    got, out, errors = run("export", weights, *arguments)
+    assert got == code and words in errors and out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_runtime_is_said(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "openvino" else object())
+    with pytest.raises(CapabilityError, match=r"openvino.*pip install 'nafnet-ray\[export\]'") as raised:
+        _export(weights, tmp_path / "x.xml", to="openvino")
+    assert raised.value.exit_code == 4
+
+
+def test_files_of_others(tmp_path: Path, onnx_file: Path) -> None:
+    import onnx
+
+    with pytest.raises(InputError, match="no such model"):
+        export.open_exported(tmp_path / "nowhere.onnx")
+    (tmp_path / "damaged.onnx").write_bytes(onnx_file.read_bytes()[:5000])
+    with pytest.raises(InputError, match="damaged ONNX file"):
+        export.open_exported(tmp_path / "damaged.onnx")
+    (tmp_path / "damaged.xml").write_text("<net>")
+    with pytest.raises(InputError, match="damaged OpenVINO file"):
+        export.open_exported(tmp_path / "damaged.xml")
+    plain = onnx.load(onnx_file)
+    del plain.metadata_props[:]
+    onnx.save(plain, tmp_path / "plain.onnx")
+    with pytest.raises(InputError, match="not exported by `nafnet export`"):
+        export.open_exported(tmp_path / "plain.onnx")
+
+
+def test_pairs_too_small_to_compare_on() -> None:
+    small = photo(40, 60)
+    with pytest.raises(InputError, match="too small to compare on"):
+        crops([(small, small)])
