@@ -109,20 +109,20 @@ class _Block(nn.Module):
 def _window_means(x: Tensor, window_px: int, *, dim: int) -> Tensor:
     """Mean along `dim` over the window around each pixel; at the border, over the last window that fits."""
     length = x.shape[dim]
+    # As tensors: sizes are symbols in a graph, and comparing these would fix them.
+    window = torch.minimum(*(torch.full((1,), size, device=x.device) for size in (window_px, length)))
     first = torch.arange(length, device=x.device) - (window_px - 1) // 2
-    first = first.clamp(max=length - window_px).clamp(min=0)
-    last = (first + window_px).clamp(max=length)
+    first = torch.minimum(torch.maximum(first, torch.zeros_like(first)), length - window)
     ahead = [0, 0] * (x.dim() - 1 - dim) + [1, 0]
     sums = F.pad(x.cumsum(dim), ahead)
-    shape = [-1 if axis == dim else 1 for axis in range(x.dim())]
-    number = (last - first).to(x.dtype).reshape(shape)
-    return (sums.index_select(dim, last) - sums.index_select(dim, first)) / number
+    total = sums.index_select(dim, first + window) - sums.index_select(dim, first)
+    return total / window.to(x.dtype)
 
 
 def _reflected(length: int, stride: int, device: torch.device) -> Tensor:
     """Which pixels of an axis stand for its pixels up to the next multiple of `stride`."""
     positions = torch.arange(length + -length % stride, device=device)
-    return ((length - 1) - (positions - (length - 1)).abs()).clamp(min=0)
+    return torch.relu((length - 1) - (positions - (length - 1)).abs())
 
 
 def _over_channels(norm: nn.LayerNorm, x: Tensor) -> Tensor:

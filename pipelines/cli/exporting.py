@@ -30,7 +30,7 @@ app = typer.Typer()
 )
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Weights, run, models:/… or mobile-v1.")],
-    to: Annotated[str, typer.Option("--to", help="onnx, openvino or torch.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, tensorrt or torch.")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -41,7 +41,7 @@ def export(
         ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16, what the format has. [default: fp32]")
+        str | None, typer.Option(help="fp32, bf16 or fp16, what the format has. [default: its first]")
     ] = None,
     as_bytes: Annotated[
         bool, typer.Option("--bytes", help="Images are N×H×W×3 bytes, in and out: for other programs.")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from nafnet_core import CapabilityError, InputError
 from nafnet_core.exportable import Exportable
 from nafnet_core.kernels import disc_kernel
 from pipelines.calibration import Calibration
+from pipelines.export import tensorrt_format
 from pipelines.export.formats import FORMATS, Format, Precision
 from pipelines.export.parity import Image, Parity, compare
 from pipelines.files import make_folder
@@ -88,6 +89,8 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
         InputError: no such store, or pairs too small.
     """
     form = config.format
+    if config.to == "tensorrt" and not tensorrt_format.is_possible():
+        _raise_without_gpu(config, loaded)
     form.check((*form.to_write, *form.to_run), f"export to {config.to}")
     precision = config.precision or form.precisions[0]
     patch = loaded.train_patch_px if config.local else None
@@ -106,7 +109,7 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
             train_patch_px=patch,
             takes_bytes=config.takes_bytes,
             data=data,
-            min_side_px=max(1, form.min_strides * loaded.model.config.stride_px),
+            min_side_px=form.min_side_px,
         )
         parity.check(precision, takes_bytes=config.takes_bytes, file=config.out)
         made = {
@@ -125,6 +128,17 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
             os.replace(Path(folder) / name, config.out.absolute().parent / name)
     files = tuple(config.out.parent / name for name in reversed(names))
     return ExportResult(files=files, precision=precision, parity=parity)
+
+
+def _raise_without_gpu(config: ExportConfig, loaded: LoadedModel) -> NoReturn:
+    """Write what an engine is made of, and say how."""
+    precision = config.precision or config.format.precisions[0]
+    onnx = replace(config, to="onnx", out=config.out.with_suffix(".onnx"), precision=precision)
+    (file,) = run(onnx, loaded).files
+    raise CapabilityError(
+        "an engine is built with the package tensorrt, on the GPU that is to run it; its graph is written",
+        file=file, fix=f"There: {tensorrt_format.command(file, takes_bytes=config.takes_bytes)}",
+    )  # fmt: skip
 
 
 def _pairs(on: str | None) -> tuple[list[tuple[Image, Image]], str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nafnet_core import CapabilityError, InputError
 from nafnet_core.exportable import Exportable
 
-FormatName = Literal["onnx", "openvino", "torch"]
+FormatName = Literal["onnx", "openvino", "tensorrt", "torch"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Runner = Callable[[NDArray[Any]], NDArray[Any]]
 """(N, 3, H, W) fp32 in 0…1, or (N, H, W, 3) uint8 where the graph takes bytes → the same."""
@@ -58,8 +58,8 @@ class Format:
     to_write: tuple[str, ...] = ()
     """Modules needed to write it, beside torch."""
     to_run: tuple[str, ...] = ()
-    min_strides: int = 0
-    """Smallest side of an image, in strides of the network; 0: a single pixel."""
+    min_side_px: int = 1
+    """Smallest side of an image that it takes."""
 
     @property
     def writer(self) -> Writer:
@@ -94,8 +94,16 @@ FORMATS: dict[str, Format] = {
             to_write=("onnx", "onnxscript", "openvino"),
             to_run=("openvino",),
         ),
-        # Of a side of 1 at the lowest resolution torch.export makes another graph.
-        Format(name="torch", suffix=".pt2", precisions=("fp32",), runtime=None, min_strides=2),
+        Format(
+            name="tensorrt",
+            suffix=".engine",
+            precisions=("fp16", "fp32"),
+            runtime=None,
+            to_write=("onnx", "onnxscript", "onnxruntime"),
+            min_side_px=64,
+        ),
+        # Of a side of 1 at the lowest resolution torch.export makes another graph: 32 px with four levels.
+        Format(name="torch", suffix=".pt2", precisions=("fp32",), runtime=None, min_side_px=32),
     )
 }
 RUN_SUFFIXES = tuple(each.suffix for each in FORMATS.values() if each.runtime is not None)

@@ -139,6 +139,7 @@ def test_from_photos_to_a_restored_photo(place: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_training_blurs_sharp_photos_anew(place: Path) -> None:
     made = _json("prepare", "photos/train", "--sharp", "--out", "stores/sharp", "--crop", 0, cwd=place)

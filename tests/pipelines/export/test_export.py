@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nafnet_core import CapabilityError, GateError, InputError, load_model, save_model
+from nafnet_core import CapabilityError, GateError, InputError, NAFNetConfig, load_model, save_model
 from nafnet_core.exportable import Exportable
 from nafnet_core.tiling import restore_image
 from pipelines import export
@@ -19,16 +19,18 @@ from pipelines.export import formats, onnx_format
 from pipelines.export.parity import SIZES_PX, compare, crops
 from pipelines.models import open_model
 from pipelines.workspace import Workspace
-from tests.nafnet_core.networks import SMALL, lively_network, photo
+from tests.nafnet_core.networks import lively_network, photo
 from tests.pipelines.conftest import Run
 
+# Building a graph takes seconds a block.
+_SHAPE = NAFNetConfig(width=8, enc_blk_nums=(1,), middle_blk_num=1, dec_blk_nums=(1,))
 _PATCH_PX = 32  # local statistics then have windows of 48 px
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "lively.safetensors"
-    save_model(lively_network(SMALL), path, metadata={"train_patch_px": _PATCH_PX, "name": "lively"})
+    save_model(lively_network(_SHAPE), path, metadata={"train_patch_px": _PATCH_PX, "name": "lively"})
     return path
 
 
@@ -81,7 +83,7 @@ def test_the_file_says_what_it_is(weights: Path, onnx_file: Path) -> None:
     graph = onnx.load(onnx_file).graph
     names = [node.op_type for node in graph.node]
     # Two norms a block, of an operator of their own; and nothing that pools with a fixed window.
-    assert names.count("LayerNormalization") == 2 * SMALL.num_blocks
+    assert names.count("LayerNormalization") == 2 * _SHAPE.num_blocks
     assert not {"AveragePool", "If", "Loop"} & set(names)
     shapes = [
         [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -137,10 +139,10 @@ def test_another_network_does_not_pass_the_gate(onnx_file: Path) -> None:
     runner = onnx_format.open(onnx_file, "fp32", num_threads=1)
     pairs = [(photo(300, 400), photo(300, 400)[::-1])]
     settings = {"train_patch_px": _PATCH_PX, "takes_bytes": False, "data": "a photo"}
-    compare(lively_network(SMALL), runner, pairs, **settings).check("fp32", takes_bytes=False, file="x")  # type: ignore[arg-type]
+    compare(lively_network(_SHAPE), runner, pairs, **settings).check("fp32", takes_bytes=False, file="x")  # type: ignore[arg-type]
     for other in (
-        compare(lively_network(SMALL, seed=1), runner, pairs, **settings),  # type: ignore[arg-type]
-        compare(lively_network(SMALL), runner, pairs, **{**settings, "train_patch_px": None}),  # type: ignore[arg-type]
+        compare(lively_network(_SHAPE, seed=1), runner, pairs, **settings),  # type: ignore[arg-type]
+        compare(lively_network(_SHAPE), runner, pairs, **{**settings, "train_patch_px": None}),  # type: ignore[arg-type]
     ):
         with pytest.raises(GateError, match="computes something else than torch") as raised:
             other.check("fp32", takes_bytes=False, file="x")
@@ -202,7 +204,7 @@ def test_the_command_and_restore(run: Run, weights: Path, tmp_path: Path, onnx_f
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--to", "caffe"], 2, "onnx, openvino, torch"),
+        (["--to", "caffe"], 2, "onnx, openvino, tensorrt, torch"),
         (["--to", "onnx", "--precision", "bf16"], 2, "no such precision of onnx"),
         (["--to", "onnx", "--out", "x.xml"], 2, "NAME.onnx"),
         (["--to", "onnx", "--on", "nowhere"], 2, "nowhere"),
@@ -223,6 +225,18 @@ def test_a_missing_runtime_is_said(weights: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(CapabilityError, match=r"openvino.*pip install 'nafnet-ray\[export\]'") as raised:
         _export(weights, tmp_path / "x.xml", to="openvino")
     assert raised.value.exit_code == 4
+
+
+@pytest.mark.slow
+def test_without_a_gpu_the_graph_of_an_engine_is_written(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        CapabilityError, match=r"an engine is built.*trtexec --onnx=.*--stronglyTyped"
+    ) as raised:
+        _export(weights, tmp_path / "lively.engine", to="tensorrt")
+    assert raised.value.exit_code == 4 and "--maxShapes=lq:4x3x1440x2560" in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["lively.onnx"]
+    made = export.open_exported(tmp_path / "lively.onnx").metadata["export"]
+    assert made["precision"] == "fp16"  # with norms in fp32, which a strongly typed engine keeps
 
 
 def test_files_of_others(tmp_path: Path, onnx_file: Path) -> None:
