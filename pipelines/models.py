@@ -25,6 +25,8 @@ CHAMPION = f"models:/{REGISTERED_NAME}@champion"
 BUNDLED_NAME = "mobile-v1"
 BUNDLED = Path(__file__).parent / "bundled" / f"{BUNDLED_NAME}.safetensors"
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+EXPORTED_SUFFIXES = (".onnx", ".xml")
+"""Of files that `pipelines.export.open_runnable` takes beside weights."""
 WEIGHTS_IN_VERSION = "artifacts/model.safetensors"
 _NO_ANSWER = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR")
 # MLflow's answers to an alias of no model, and to no such alias of a model.
@@ -48,6 +50,24 @@ class LoadedModel:
     def train_patch_px(self) -> int | None:
         """Patch side in training, for local statistics; None where the file does not say."""
         return self.metadata.get("train_patch_px")
+
+    @property
+    def backend(self) -> str:
+        """What runs it: `torch`, or the runtime that it was exported for."""
+        return self.metadata["export"]["runtime"] if isinstance(self.model, ForeignNetwork) else "torch"
+
+    @property
+    def fixed_precision(self) -> str | None:
+        """What an exported model computes in; None of weights, which leave it open."""
+        return self.metadata["export"]["precision"] if isinstance(self.model, ForeignNetwork) else None
+
+    def check_travels(self) -> None:
+        """Raise `InputError` where no other process can have it: an exported one lives in its runtime."""
+        if isinstance(self.model, ForeignNetwork):
+            raise InputError(
+                "an exported model runs in this process alone", file=self.weights,
+                got="--workers or --address", fix="Name the weights, or drop these",
+            )  # fmt: skip
 
 
 def open_model(
@@ -114,13 +134,13 @@ def is_unmade(workspace: Workspace) -> bool:
 def is_model(spec: str, workspace: Workspace) -> bool:
     """Whether a text names a model, where it might name a folder of images or a store as well.
 
-    It does if it is `models:/…`, ends as a weights file does, or is a run's folder; or `mobile-v1` or the
-    name of a run in the workspace, unless there is something of that name here.
+    It does if it is `models:/…`, ends as a weights or exported file does, or is a run's folder; or
+    `mobile-v1` or the name of a run in the workspace, unless there is something of that name here.
 
     Raises:
         InputError: both, a run in the workspace and something else here.
     """
-    if spec.startswith("models:/") or spec.endswith(WEIGHT_SUFFIXES):
+    if spec.startswith("models:/") or spec.endswith((*WEIGHT_SUFFIXES, *EXPORTED_SUFFIXES)):
         return True
     path = Path(spec)
     if (path / "checkpoints" / LEDGER).is_file():

@@ -230,8 +230,7 @@ class Restorer:
 
 def _precision(model: LoadedModel, wanted: str, device: torch.device) -> str:
     """What the network computes in. Raises `InputError` where an exported one has another."""
-    if isinstance(model.model, ForeignNetwork):
-        fixed = model.metadata["export"]["precision"]
+    if (fixed := model.fixed_precision) is not None:
         if wanted not in ("auto", fixed):
             raise InputError(
                 "the precision of an exported model is fixed", file=model.weights, expected=fixed, got=wanted

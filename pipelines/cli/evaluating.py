@@ -57,7 +57,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="[MODEL [MODEL_B]] DATA [GT]",
-            help="MODEL: weights file, run, models:/NAME@ALIAS or mobile-v1; left out, the champion, else "
+            help="MODEL: weights or exported file, run, models:/NAME@ALIAS or mobile-v1; left out, the champion, else "
             "mobile-v1. DATA: store, folder of pairs, or "
             "folder of blurred images with GT, that of the sharp ones; or their URLs. MODEL_B: held against "
             "MODEL, with an interval of the difference; what is models:/…, ends as a weights file, or is a "
@@ -100,12 +100,17 @@ def evaluate(
     """
     with output_to(as_json) as output:
         from pipelines import evaluate as stage
-        from pipelines.models import open_model
+        from pipelines.export.running import open_runnable
 
         place = Workspace.find(workspace)
         asked = _asked(words, place)
         judge = stage.installed_judge() if perceptual else None
-        loaded = [open_model(spec, place, train_patch_px=train_patch) for spec in asked.models]
+        loaded = [
+            open_runnable(spec, place, train_patch_px=train_patch, num_threads=1) for spec in asked.models
+        ]
+        if workers or address:
+            for each in loaded:
+                each.check_travels()
         if asked.models == (None,):
             console.say(f"Model: {loaded[0].label}")
         pairs = stage.Pairs(asked.data, asked.gt)
@@ -139,7 +144,8 @@ def evaluate(
     if len(loaded) == 1:
         print_lines(f"Picture: {shown / scored.picture.name}")
         spec = asked.models[0]
-        if asked.gt is None and spec is not None and not spec.startswith("models:/"):
+        is_registered = spec is None or spec.startswith("models:/")
+        if asked.gt is None and not is_registered and loaded[0].backend == "torch":
             print_lines(*_next(loaded[0], place, spec, pairs.label, train_patch))
 
 

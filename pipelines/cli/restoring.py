@@ -103,7 +103,7 @@ def restore(
         config.items()
         loaded = open_runnable(model, Workspace.find(workspace), train_patch_px=train_patch)
         console.say(f"Model: {loaded.label}")
-        if loaded.train_patch_px is None and train_patch is None:
+        if loaded.train_patch_px is None and train_patch is None and "export" not in loaded.metadata:
             console.say(
                 "Local statistics are off, since the file does not say its training patch: --train-patch"
             )

@@ -99,7 +99,11 @@ def read_report(path: Path, loaded: LoadedModel, data_digest: str) -> Report | N
 
 def protocol_of(loaded: LoadedModel) -> Protocol:
     """Today's protocol for this model."""
-    return Protocol(local_statistics=loaded.train_patch_px is not None)
+    return Protocol(
+        backend=loaded.backend,
+        precision=loaded.fixed_precision or "fp32",
+        local_statistics=loaded.train_patch_px is not None,
+    )
 
 
 def comparable(first: Report, second: Report) -> None:

@@ -115,6 +115,7 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
         made = {
             "schema_version": SCHEMA_VERSION,
             "format": config.to,
+            "runtime": form.runtime,
             "precision": precision,
             "takes_bytes": config.takes_bytes,
             "weights_sha256": loaded.digest,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nafnet_core import CapabilityError, InputError
 from nafnet_core.exportable import Exportable
+from pipelines.models import EXPORTED_SUFFIXES
 
 FormatName = Literal["onnx", "openvino", "tensorrt", "torch"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -106,7 +107,6 @@ FORMATS: dict[str, Format] = {
         Format(name="torch", suffix=".pt2", precisions=("fp32",), runtime=None, min_side_px=32),
     )
 }
-RUN_SUFFIXES = tuple(each.suffix for each in FORMATS.values() if each.runtime is not None)
 
 
 def format_of(path: Path) -> Format:
@@ -118,7 +118,7 @@ def format_of(path: Path) -> Format:
     for each in FORMATS.values():
         if each.suffix == path.suffix and each.runtime is not None:
             return each
-    raise InputError("not an exported model", file=path, expected=" or ".join(RUN_SUFFIXES))
+    raise InputError("not an exported model", file=path, expected=" or ".join(EXPORTED_SUFFIXES))
 
 
 def as_runner(call: Callable[[NDArray[Any]], Any]) -> Runner:

@@ -31,7 +31,8 @@ def build(form: Exportable, precision: Precision) -> _Built:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx_format.save(onnx_format.build(form, "fp32"), path, {})
-        return _Built(openvino.convert_model(path), precision)
+        # Not `convert_model`, which reports each use to its makers.
+        return _Built(openvino.Core().read_model(path), precision)
 
 
 def save(built: _Built, path: Path, metadata: Mapping[str, Any]) -> None:

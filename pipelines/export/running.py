@@ -8,22 +8,30 @@ import torch
 
 from nafnet_core import InputError, NAFNetConfig
 from nafnet_core.foreign import ForeignNetwork
-from pipelines.export.formats import RUN_SUFFIXES, format_of
+from pipelines.export.formats import format_of
 from pipelines.files import sha256
-from pipelines.models import LoadedModel, open_model
+from pipelines.models import EXPORTED_SUFFIXES, LoadedModel, open_model
 from pipelines.workspace import Workspace
 
 
 def open_runnable(
-    spec: str | None, workspace: Workspace, *, train_patch_px: int | None = None
+    spec: str | None,
+    workspace: Workspace,
+    *,
+    train_patch_px: int | None = None,
+    num_threads: int | None = None,
 ) -> LoadedModel:
     """Load what restores images: an exported file, or whatever `open_model` takes.
+
+    Args:
+        spec, workspace, train_patch_px: as of `open_model`.
+        num_threads: of an exported file's runtime; None: as many as torch has.
 
     Raises:
         InputError: as `open_model` and `open_exported`; or another training patch for an exported file, whose
             local statistics are fixed.
     """
-    if spec is None or Path(spec).suffix not in RUN_SUFFIXES:
+    if spec is None or Path(spec).suffix not in EXPORTED_SUFFIXES:
         return open_model(spec, workspace, train_patch_px=train_patch_px)
     if train_patch_px is not None:
         raise InputError(
@@ -31,7 +39,7 @@ def open_runnable(
             got=f"--train-patch {train_patch_px}",
             fix="Drop it, or export the weights anew",
         )  # fmt: skip
-    return open_exported(Path(spec))
+    return open_exported(Path(spec), num_threads=num_threads)
 
 
 def open_exported(path: Path, *, num_threads: int | None = None) -> LoadedModel:

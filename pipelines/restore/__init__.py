@@ -17,7 +17,6 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from nafnet_core import InputError
-from nafnet_core.foreign import ForeignNetwork
 from pipelines.encoding import JPEG_QUALITY
 from pipelines.images import IMAGE_SUFFIXES
 from pipelines.models import LoadedModel
@@ -131,11 +130,7 @@ def _work(
 ) -> Iterator[Restored]:
     out, before = folder(config.out), record.entries()
     if config.use_ray:
-        if isinstance(loaded.model, ForeignNetwork):
-            raise InputError(
-                "an exported model runs in this process alone", file=loaded.weights,
-                got="--workers or --address", fix="Name the weights, or drop these",
-            )  # fmt: skip
+        loaded.check_travels()
         from pipelines.restore.cluster import restore_on_cluster
 
         return restore_on_cluster(

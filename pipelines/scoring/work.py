@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nafnet_core import CapabilityError, InputError, NAFNetError
-from nafnet_core.model import NAFNet
 from nafnet_core.perceptual import feature_distance
-from nafnet_core.tiling import restore_image
+from nafnet_core.tiling import Network, restore_image
 from pipelines.png import decode_png, encode_png
-from pipelines.scoring.image import ImageScore, Protocol, score_image, with_sharpness
+from pipelines.scoring.image import ImageScore, score_image, with_sharpness
 from pipelines.scoring.pairs import PairPlace, Pairs
 from pipelines.shards import Pair
 
@@ -54,14 +53,10 @@ class Scored:
 class Scorer:
     """A network, and by what its results are judged."""
 
-    model: NAFNet
+    model: Network
     train_patch_px: int | None
     features: nn.Module | None = None
     """For the perceptual distance; None leaves it out."""
-
-    @property
-    def protocol(self) -> Protocol:
-        return Protocol(local_statistics=self.train_patch_px is not None)
 
     def restore(self, pair: Pair) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB, by the protocol: whole, fp32, on one thread."""
