@@ -81,10 +81,10 @@ def _print_pruned(label: str, result: PruneResult) -> None:
     ]
     if result.psnr_db is not None:
         before, after = result.psnr_db
-        rows.append(["PSNR on the patches, dB", f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"])
+        rows.append(["PSNR on other patches, dB", f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"])
     console.table(f"{label}, pruned by {result.importance}", ["", "before", "after", ""], rows)
     if result.psnr_blurred_db is not None:
-        print_lines(f"The blurred patches themselves: {result.psnr_blurred_db:.2f} dB")
+        print_lines(f"Those patches, blurred: {result.psnr_blurred_db:.2f} dB")
     print_lines(
         f"Weights: {result.weights}",
         "Fine-tune them, for what was lost:",

@@ -57,8 +57,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="[MODEL [MODEL_B]] DATA [GT]",
-            help="MODEL: weights or exported file, run, models:/NAME@ALIAS or mobile-v1; left out, the champion, else "
-            "mobile-v1. DATA: store, folder of pairs, or "
+            help="MODEL: weights or exported file, run, models:/NAME@ALIAS or mobile-v1; left out, the "
+            "champion, else mobile-v1. DATA: store, folder of pairs, or "
             "folder of blurred images with GT, that of the sharp ones; or their URLs. MODEL_B: held against "
             "MODEL, with an interval of the difference; what is models:/…, ends as a weights file, or is a "
             "run's folder or its name in the workspace, is one.",

@@ -40,6 +40,7 @@ class PruneConfig:
     multiple: int = 8
     """Channels that stay are a multiple of this."""
     num_patches: int = 64
+    """To judge and to fit; half as many more are kept to score on."""
     patch_px: int = 128
 
     def __post_init__(self) -> None:
@@ -79,7 +80,7 @@ class PruneResult:
     gmacs: tuple[float, float]
     """At 1280×720."""
     psnr_db: tuple[float, float] | None
-    """Mean over the patches of the store."""
+    """Mean over patches that the fit was not shown."""
     psnr_blurred_db: float | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,11 +105,14 @@ def run_prune(
         InputError: no such store, or a budget that cannot be met.
     """
     make_folder(config.out.absolute().parent)
-    model, evidence, calibration = loaded.model, None, None
+    model, evidence, held_out = loaded.model, None, None
     if config.on is not None:
-        patches = Calibration.on(config.on, num_patches=config.num_patches, patch_px=config.patch_px)
-        calibration = list(patches.patches())
-        evidence = gather(model, _counted(calibration, on_patch), psnr_loss)
+        # Every third is not shown to the fit, to tell what pruning loses.
+        number = config.num_patches + max(1, config.num_patches // 2)
+        drawn = list(Calibration.on(config.on, num_patches=number, patch_px=config.patch_px).patches())
+        held_out = drawn[1::3]
+        seen = [pair for index, pair in enumerate(drawn) if index % 3 != 1]
+        evidence = gather(model, _counted(seen, on_patch), psnr_loss)
     scores = evidence.taylor if evidence and config.criterion == "taylor" else magnitudes(model)
     kept = _chosen(config, model, scores)
     pruned = prune(model, kept, evidence)
@@ -127,8 +131,8 @@ def run_prune(
         ffn_channels=tuple(len(stays) for stays in kept[1::2]),
         parameters=(model.num_parameters, pruned.num_parameters),
         gmacs=(_gmacs(model), _gmacs(pruned)),
-        psnr_db=calibration and (_psnr_db(model, calibration), _psnr_db(pruned, calibration)),
-        psnr_blurred_db=calibration and _psnr_db(lambda lq: lq, calibration),
+        psnr_db=held_out and (_psnr_db(model, held_out), _psnr_db(pruned, held_out)),
+        psnr_blurred_db=held_out and _psnr_db(lambda lq: lq, held_out),
     )
 
 
