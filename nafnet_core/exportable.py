@@ -9,7 +9,7 @@ What differs from `NAFNet.forward`, with the same values to rounding:
   and squares, half precision overflows (NVIDIA/TensorRT#3897, roboflow/rf-detr#176).
 - Local statistics are running sums, of which each pixel takes the difference at the ends of its window; a
   window larger than the map is the map. A pooling operator with a fixed window fails there
-  (axinc-ai/ailia-models#1087), and takes a time that grows with the window.
+  (axinc-ai/ailia-models#1087), and takes a time that grows with the window. The sums are of integers.
 - Residual scales lie in the weights of the convolutions before them.
 """
 
@@ -21,6 +21,10 @@ from torch import Tensor, nn
 
 from nafnet_core.local_stats import WINDOW_PER_PATCH
 from nafnet_core.model import NAFBlock, NAFNet
+
+MEANS = "means"
+"""Name of the module in each block whose values a graph in fp16 has to keep in fp32."""
+_LEAST = 1e-12  # of the largest value that sums are scaled by: a map of zeros has none
 
 
 class Exportable(nn.Module):
@@ -84,7 +88,7 @@ class _Block(nn.Module):
 
     def __init__(self, block: NAFBlock, window_px: int | None) -> None:
         super().__init__()
-        self.window_px = window_px
+        self.means = _GlobalMeans() if window_px is None else _WindowMeans(window_px)
         self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
         self.conv1, self.conv2, self.conv4 = (
             _copied(layer) for layer in (block.conv1, block.conv2, block.conv4)
@@ -96,27 +100,46 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.conv2(self.conv1(_over_channels(self.norm1, x))).chunk(2, dim=1)
         y = first * second
-        x = x + self.conv3(y * self.attention(self._means(y)))
+        x = x + self.conv3(y * self.attention(self.means(y)))
         first, second = self.conv4(_over_channels(self.norm2, x)).chunk(2, dim=1)
         return x + self.conv5(first * second)
 
-    def _means(self, y: Tensor) -> Tensor:
-        if self.window_px is None:
-            return y.mean(dim=(2, 3), keepdim=True)
-        return _window_means(_window_means(y, self.window_px, dim=2), self.window_px, dim=3)
+
+class _GlobalMeans(nn.Module):
+    """Means over height and width: (N, C, H, W) → (N, C, 1, 1)."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y.mean(dim=(2, 3), keepdim=True)
 
 
-def _window_means(x: Tensor, window_px: int, *, dim: int) -> Tensor:
-    """Mean along `dim` over the window around each pixel; at the border, over the last window that fits."""
-    length = x.shape[dim]
-    # As tensors: sizes are symbols in a graph, and comparing these would fix them.
-    window = torch.minimum(*(torch.full((1,), size, device=x.device) for size in (window_px, length)))
-    first = torch.arange(length, device=x.device) - (window_px - 1) // 2
-    first = torch.minimum(torch.maximum(first, torch.zeros_like(first)), length - window)
-    ahead = [0, 0] * (x.dim() - 1 - dim) + [1, 0]
-    sums = F.pad(x.cumsum(dim), ahead)
-    total = sums.index_select(dim, first + window) - sums.index_select(dim, first)
-    return total / window.to(x.dtype)
+class _WindowMeans(nn.Module):
+    """Means over height and width: of a window around each pixel, at the border of the last that fits.
+
+    Running sums are of integers, and so exact in any precision of the graph: in bf16 a sum of floats stands
+    still after some hundred pixels. What overflows wraps around, and the difference of two is right again.
+    """
+
+    def __init__(self, window_px: int) -> None:
+        super().__init__()
+        self.window_px = window_px
+
+    def forward(self, y: Tensor) -> Tensor:
+        """(N, C, H, W) → same shape."""
+        return self._along(self._along(y, 2), 3)
+
+    def _along(self, x: Tensor, dim: int) -> Tensor:
+        length = x.shape[dim]
+        # As tensors: sizes are symbols in a graph, and comparing these would fix them.
+        window, whole = (torch.full((1,), size, device=x.device) for size in (self.window_px, length))
+        window = torch.minimum(window, whole)
+        first = torch.arange(length, device=x.device) - (self.window_px - 1) // 2
+        first = torch.minimum(torch.maximum(first, torch.zeros_like(first)), length - window)
+        # The sum over a window is below 2³⁰, whatever the sums before it are.
+        scale = (2.0**30 / self.window_px) / x.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=_LEAST)
+        steps = (x * scale).round().to(torch.int32).cumsum(dim, dtype=torch.int32)
+        sums = F.pad(steps, [0, 0] * (x.dim() - 1 - dim) + [1, 0])
+        total = sums.index_select(dim, first + window) - sums.index_select(dim, first)
+        return total.to(x.dtype) / (scale * window.to(x.dtype))
 
 
 def _reflected(length: int, stride: int, device: torch.device) -> Tensor:

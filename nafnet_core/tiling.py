@@ -323,7 +323,8 @@ class _Runner:
         lq = torch.from_numpy(images.astype(np.float32)) / float(np.iinfo(images.dtype).max)
         broken = is_broken(lq, pieces).nonzero().flatten().tolist()
         redone: list[int] = []
-        if broken and self._options.train_patch_px is not None:
+        can_be_redone = self._options.train_patch_px is not None and isinstance(self._model, NAFNet)
+        if broken and can_be_redone:
             with local_statistics(self._model, None):
                 for index in broken:
                     again = _run(self._model, images[index : index + 1], self._options)

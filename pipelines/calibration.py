@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ class Calibration:
     """Patches from all over a store."""
 
     store: PairStore
+    pairs: range
+    """Which pairs of it."""
     num_patches: int = 64
     patch_px: int = 128
     """Side; smaller where a pair is."""
@@ -38,17 +40,28 @@ class Calibration:
         refuse_sharp_only(place, store.manifest, fix=_MAKE_PAIRS)
         if not len(store):
             raise InputError("no pairs in this store", file=place)
-        return cls(store=store, num_patches=num_patches, patch_px=patch_px)
+        return cls(store=store, pairs=range(len(store)), num_patches=num_patches, patch_px=patch_px)
+
+    def split(self) -> tuple[Calibration, Calibration | None]:
+        """Two thirds of the pairs, and half as many patches of the others: neighbours are crops of one photo.
+
+        None of fewer than three pairs.
+        """
+        number = len(self.pairs) * 2 // 3
+        if len(self.pairs) < 3:
+            return self, None
+        others = replace(self, pairs=self.pairs[number:], num_patches=max(1, self.num_patches // 2))
+        return replace(self, pairs=self.pairs[:number]), others
 
     def images(self) -> Iterator[tuple[Image, Image]]:
-        """Blurred and sharp, (P, P, 3) uint8 RGB each, of pairs evenly spread over the store.
+        """Blurred and sharp, (P, P, 3) uint8 RGB each, of pairs evenly spread.
 
         Raises:
             InputError: a shard is missing or damaged.
         """
         rng = np.random.default_rng(self.seed)
         for number in range(self.num_patches):
-            index = number * len(self.store) // self.num_patches % len(self.store)
+            index = self.pairs[number * len(self.pairs) // self.num_patches]
             side = min(self.patch_px, *self.store.size(index))
             yield self.store.patch(index, rng.random(), rng.random(), side)
 

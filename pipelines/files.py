@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,16 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def take_places(aside: Sequence[Path], places: Sequence[Path]) -> None:
+    """Files that are one thing take their names. The first stands for all: until all are there, it is not."""
+    for file in aside:
+        _sync(file)
+    places[0].unlink(missing_ok=True)
+    for file, place in reversed(list(zip(aside, places, strict=True))):
+        os.replace(file, place)
+    _sync(places[0].parent)
 
 
 def write_json(path: Path, content: Any) -> None:

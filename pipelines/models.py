@@ -61,6 +61,11 @@ class LoadedModel:
         """What an exported model computes in; None of weights, which leave it open."""
         return self.metadata["export"]["precision"] if isinstance(self.model, ForeignNetwork) else None
 
+    def check_rgb(self) -> None:
+        """Raise `InputError` where its images have other channels than RGB."""
+        if (channels := self.model.config.img_channel) != 3:
+            raise InputError("the model does not restore RGB", file=self.label, got=f"{channels} channels")
+
     def check_travels(self) -> None:
         """Raise `InputError` where no other process can have it: an exported one lives in its runtime."""
         if isinstance(self.model, ForeignNetwork):

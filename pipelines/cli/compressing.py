@@ -24,7 +24,7 @@ def _group() -> None:
 
 @app.command(
     epilog="Example: nafnet compress prune mobile-v1 --ratio 0.2 --on store --out pruned.safetensors; "
-    "then nafnet train --config pruned.yaml --data store --val store"
+    "then nafnet train --config pruned.yaml --data store --val test-store"
 )
 def prune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Weights, run, models:/… or mobile-v1.")],
@@ -88,7 +88,7 @@ def _print_pruned(label: str, result: PruneResult) -> None:
     print_lines(
         f"Weights: {result.weights}",
         "Fine-tune them, for what was lost:",
-        f"  nafnet train --config {result.recipe} --data STORE --val STORE",
+        f"  nafnet train --config {result.recipe} --data STORE --val TEST_STORE",
     )
 
 

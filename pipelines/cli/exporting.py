@@ -82,8 +82,13 @@ def export(
 
 def _stem(model: str) -> str:
     """What the file is called where no name is given."""
+    from pipelines.models import WEIGHT_SUFFIXES
+
     registered = model.removeprefix("models:/")
-    return Path(model).stem if registered == model else registered.replace("@", "-").replace("/", "-")
+    if registered != model:
+        return registered.replace("@", "-").replace("/", "-")
+    path = Path(model)
+    return (path.stem if path.suffix in WEIGHT_SUFFIXES else path.name) or "model"
 
 
 def _print(result: ExportResult) -> None:

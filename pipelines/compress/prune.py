@@ -20,6 +20,7 @@ from pipelines.files import make_folder, written_aside
 from pipelines.models import LoadedModel
 
 _RECIPE = "finetune"
+_HEAD = "# Fine-tuning of the pruned"
 _FRAME_PX = (720, 1280)
 
 
@@ -40,7 +41,7 @@ class PruneConfig:
     multiple: int = 8
     """Channels that stay are a multiple of this."""
     num_patches: int = 64
-    """To judge and to fit; half as many more are kept to score on."""
+    """To judge and to fit, of two thirds of the pairs; half as many of the others are to score on."""
     patch_px: int = 128
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class PruneResult:
     gmacs: tuple[float, float]
     """At 1280×720."""
     psnr_db: tuple[float, float] | None
-    """Mean over patches that the fit was not shown."""
+    """Mean over patches of pairs that the fit was not shown; None of fewer than three pairs."""
     psnr_blurred_db: float | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,14 +106,14 @@ def run_prune(
         InputError: no such store, or a budget that cannot be met.
     """
     make_folder(config.out.absolute().parent)
+    loaded.check_rgb()
+    recipe = _place_of_recipe(config.out, loaded)
     model, evidence, held_out = loaded.model, None, None
     if config.on is not None:
-        # Every third is not shown to the fit, to tell what pruning loses.
-        number = config.num_patches + max(1, config.num_patches // 2)
-        drawn = list(Calibration.on(config.on, num_patches=number, patch_px=config.patch_px).patches())
-        held_out = drawn[1::3]
-        seen = [pair for index, pair in enumerate(drawn) if index % 3 != 1]
-        evidence = gather(model, _counted(seen, on_patch), psnr_loss)
+        drawn = Calibration.on(config.on, num_patches=config.num_patches, patch_px=config.patch_px)
+        seen, others = drawn.split()
+        evidence = gather(model, _counted(list(seen.patches()), on_patch), psnr_loss)
+        held_out = others and list(others.patches())
     scores = evidence.taylor if evidence and config.criterion == "taylor" else magnitudes(model)
     kept = _chosen(config, model, scores)
     pruned = prune(model, kept, evidence)
@@ -120,7 +121,6 @@ def run_prune(
     metadata["pruned"] = {"from": loaded.label, "digest": loaded.digest, **_told(config)}
     with written_aside(config.out) as temporary:
         save_model(pruned, temporary, metadata=metadata)
-    recipe = config.out.with_suffix(".yaml")
     with written_aside(recipe) as temporary:
         temporary.write_text(_recipe(config.out, pruned))
     return PruneResult(
@@ -134,6 +134,18 @@ def run_prune(
         psnr_db=held_out and (_psnr_db(model, held_out), _psnr_db(pruned, held_out)),
         psnr_blurred_db=held_out and _psnr_db(lambda lq: lq, held_out),
     )
+
+
+def _place_of_recipe(out: Path, loaded: LoadedModel) -> Path:
+    """Where the recipe goes. Raises `InputError` where it or the weights would replace what is not ours."""
+    if out.exists() and out.samefile(loaded.weights):
+        raise InputError("the pruned model would replace the whole one", file=out, fix="Give another --out")
+    recipe = out.with_suffix(".yaml")
+    if recipe.exists() and not recipe.read_text().startswith(_HEAD):
+        raise InputError(
+            "a recipe of this name is there, and not of pruning", file=recipe, fix="Give another --out"
+        )
+    return recipe
 
 
 def _chosen(config: PruneConfig, model: NAFNet, scores: Gates) -> Gates:
@@ -164,8 +176,8 @@ def _recipe(weights: Path, pruned: NAFNet) -> str:
     content["model"] = {**pruned.config.to_dict(), "init": str(weights.absolute())}
     for expansion in ("dw_expand", "ffn_expand", "img_channel"):
         del content["model"][expansion]
-    head = f"# Fine-tuning of {weights.name}: the recipe `{_RECIPE}`, with the channels that pruning left.\n"
-    command = f"#   nafnet train --config {weights.with_suffix('.yaml').name} --data STORE --val STORE\n"
+    head = f"{_HEAD} {weights.name}: the recipe `{_RECIPE}`, with the channels that are left.\n"
+    command = f"#   nafnet train --config {weights.with_suffix('.yaml').name} --data STORE --val TEST_STORE\n"
     return head + command + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
 
 

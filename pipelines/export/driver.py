@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,12 +16,11 @@ from nafnet_core.exportable import Exportable
 from nafnet_core.kernels import disc_kernel
 from pipelines.calibration import Calibration
 from pipelines.export import tensorrt_format
-from pipelines.export.formats import FORMATS, Format, Precision
+from pipelines.export.formats import FORMATS, SCHEMA_VERSION, Format, Precision
 from pipelines.export.parity import Image, Parity, compare
-from pipelines.files import make_folder
+from pipelines.files import make_folder, take_places
 from pipelines.models import LoadedModel
 
-SCHEMA_VERSION = 1
 _NUM_PAIRS = 4
 _PATCH_PX = 384
 
@@ -37,8 +35,6 @@ class ExportConfig:
     """None takes the format's first."""
     takes_bytes: bool = False
     """Images are (N, H, W, 3) uint8 in and out."""
-    local: bool = True
-    """With the local statistics of the model's training patch, if it says one."""
     on: str | None = None
     """Store of pairs to compare on; None takes photos that scikit-image ships, blurred."""
 
@@ -49,6 +45,10 @@ class ExportConfig:
             raise InputError(
                 "the suffix is the format's", file=self.out, expected=f"NAME{self.format.suffix}"
             )
+        _, *beside = self.format.files(self.out)
+        strange = [file for file in beside if file.exists() and not self.out.exists()]
+        if strange:
+            raise InputError("this file is something else's, and would be replaced", file=strange[0])
         if self.precision not in (None, *self.format.precisions):
             expected = ", ".join(self.format.precisions)
             raise InputError(f"no such precision of {self.to}", expected=expected, got=self.precision)
@@ -89,22 +89,23 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
         InputError: no such store, or pairs too small.
     """
     form = config.format
+    loaded.check_rgb()
     if config.to == "tensorrt" and not tensorrt_format.is_possible():
         _raise_without_gpu(config, loaded)
     form.check((*form.to_write, *form.to_run), f"export to {config.to}")
     precision = config.precision or form.precisions[0]
-    patch = loaded.train_patch_px if config.local else None
+    patch, out = loaded.train_patch_px, config.out.absolute()
     pairs, data = _pairs(config.on)
-    make_folder(config.out.absolute().parent)
-    built = form.writer.build(
+    make_folder(out.parent)
+    built = form.module.build(
         Exportable(loaded.model, train_patch_px=patch, takes_bytes=config.takes_bytes), precision
     )
-    with tempfile.TemporaryDirectory(dir=config.out.absolute().parent, prefix=".export-") as folder:
-        aside = Path(folder) / config.out.name
-        form.writer.save(built, aside, {})
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+        aside = Path(folder) / out.name
+        form.module.save(built, aside, {})
         parity = compare(
             loaded.model,
-            form.writer.open(aside, precision, num_threads=torch.get_num_threads()),
+            form.module.open(aside, precision, num_threads=torch.get_num_threads()),
             pairs,
             train_patch_px=patch,
             takes_bytes=config.takes_bytes,
@@ -119,22 +120,19 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
             "precision": precision,
             "takes_bytes": config.takes_bytes,
             "weights_sha256": loaded.digest,
-            "parity": parity.to_dict(),
-            "versions": {name: version(name) for name in ("torch", *form.to_write)},
+            "parity": parity.lasting(),
+            "versions": {name: import_module(name).__version__ for name in ("torch", *form.to_write)},
         }
-        metadata = {**loaded.metadata, "train_patch_px": patch, "config": loaded.model.config.to_dict()}
-        form.writer.save(built, aside, {**metadata, "export": made})
-        names = sorted((path.name for path in Path(folder).iterdir()), key=lambda name: name == aside.name)
-        for name in names:  # the one that names the others last
-            os.replace(Path(folder) / name, config.out.absolute().parent / name)
-    files = tuple(config.out.parent / name for name in reversed(names))
-    return ExportResult(files=files, precision=precision, parity=parity)
+        metadata = {**loaded.metadata, "config": loaded.model.config.to_dict()}
+        form.module.save(built, aside, {**metadata, "export": made})
+        take_places(form.files(aside), form.files(out))
+    return ExportResult(files=form.files(config.out), precision=precision, parity=parity)
 
 
 def _raise_without_gpu(config: ExportConfig, loaded: LoadedModel) -> NoReturn:
     """Write what an engine is made of, and say how."""
     precision = config.precision or config.format.precisions[0]
-    onnx = replace(config, to="onnx", out=config.out.with_suffix(".onnx"), precision=precision)
+    onnx = replace(config, to="onnx", out=config.out.with_suffix(".engine.onnx"), precision=precision)
     (file,) = run(onnx, loaded).files
     raise CapabilityError(
         "an engine is built with the package tensorrt, on the GPU that is to run it; its graph is written",

@@ -16,6 +16,8 @@ from nafnet_core import CapabilityError, InputError
 from nafnet_core.exportable import Exportable
 from pipelines.models import EXPORTED_SUFFIXES
 
+SCHEMA_VERSION = 1
+"""Of the metadata in exported files."""
 FormatName = Literal["onnx", "openvino", "tensorrt", "torch"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Runner = Callable[[NDArray[Any]], NDArray[Any]]
@@ -33,15 +35,21 @@ class Writer(Protocol):
         """Write it, with `metadata` (JSON values) inside."""
         ...
 
-    def read_metadata(self, path: Path) -> dict[str, Any]:
-        """What `save` was given; empty for a file of another program's.
-
-        Raises `InputError` where the file is damaged.
-        """
-        ...
-
     def open(self, path: Path, precision: Precision, *, num_threads: int) -> Runner:
         """Load it into its runtime."""
+        ...
+
+
+class Reader(Writer, Protocol):
+    """What the module of a format with a runtime has as well."""
+
+    def read_metadata(self, path: Path) -> Any:
+        """What `save` was given; None for a file of another program's.
+
+        Raises:
+            InputError: the file is damaged.
+            ValueError: its metadata are no JSON.
+        """
         ...
 
 
@@ -59,13 +67,19 @@ class Format:
     to_write: tuple[str, ...] = ()
     """Modules needed to write it, beside torch."""
     to_run: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    """Suffixes of the files that belong to it."""
     min_side_px: int = 1
     """Smallest side of an image that it takes."""
 
     @property
-    def writer(self) -> Writer:
-        """Its module, imported on first use."""
+    def module(self) -> Reader:
+        """Its module, imported on first use; a `Writer` only, where there is no runtime."""
         return import_module(f"pipelines.export.{self.name}_format")  # type: ignore[return-value]
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """All files of an export: the one to name first."""
+        return path, *(path.with_suffix(suffix) for suffix in self.beside)
 
     def check(self, modules: tuple[str, ...], what: str) -> None:
         """Raise `CapabilityError` where one of the modules is not installed."""
@@ -94,6 +108,7 @@ FORMATS: dict[str, Format] = {
             runtime="openvino",
             to_write=("onnx", "onnxscript", "openvino"),
             to_run=("openvino",),
+            beside=(".bin",),
         ),
         Format(
             name="tensorrt",
@@ -101,6 +116,7 @@ FORMATS: dict[str, Format] = {
             precisions=("fp16", "fp32"),
             runtime=None,
             to_write=("onnx", "onnxscript", "onnxruntime"),
+            beside=(".engine.json",),
             min_side_px=64,
         ),
         # Of a side of 1 at the lowest resolution torch.export makes another graph: 32 px with four levels.

@@ -13,15 +13,14 @@ from typing import Any
 import torch
 
 from nafnet_core import InputError
-from nafnet_core.exportable import Exportable
+from nafnet_core.exportable import MEANS, Exportable
 from nafnet_core.weights import METADATA_KEY
 from pipelines.export.formats import Precision, Runner, as_runner
 
 OPSET = 20
 INPUT, OUTPUT = "lq", "restored"
 _EXAMPLE_PX = (48, 56)  # traced on; neither side nor their ratio stays in the graph
-# Means over many values: their sums leave the range of half precision.
-_IN_FP32 = ("LayerNormalization", "ReduceMean", "CumSum", "Range", "Cast")
+_SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of a node: the modules that it comes from
 
 
 def build(form: Exportable, precision: Precision) -> Any:
@@ -59,9 +58,9 @@ def save(built: Any, path: Path, metadata: Mapping[str, Any]) -> None:
     path.write_bytes(built.SerializeToString())
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> Any:
     properties = _session(path, num_threads=1, optimized=False).get_modelmeta().custom_metadata_map
-    return json.loads(properties.get(METADATA_KEY, "{}"))
+    return json.loads(properties[METADATA_KEY]) if METADATA_KEY in properties else None
 
 
 def open(path: Path, precision: Precision, *, num_threads: int) -> Runner:
@@ -85,11 +84,19 @@ def _session(path: Path, *, num_threads: int, optimized: bool = True) -> Any:
 
 
 def _in_half(model: Any) -> Any:
-    """The same in fp16 but for what adds up many values; fp32 in and out."""
+    """The same in fp16 but for norms and means, whose sums leave its range; fp32 in and out."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    means = [
+        node.name
+        for node in model.graph.node
+        if any(each.key == _SCOPES and f".{MEANS}'" in each.value for each in node.metadata_props)
+    ]
+    assert means, "every block has means"
     with _quietly():
-        return convert_float_to_float16(model, keep_io_types=True, op_block_list=list(_IN_FP32))
+        return convert_float_to_float16(
+            model, keep_io_types=True, op_block_list=["LayerNormalization"], node_block_list=means
+        )
 
 
 @contextmanager

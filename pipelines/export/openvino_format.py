@@ -43,11 +43,11 @@ def save(built: _Built, path: Path, metadata: Mapping[str, Any]) -> None:
     openvino.save_model(built.model, path, compress_to_fp16=built.precision == "fp16")
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> Any:
     model = _read(path)
-    if not model.has_rt_info(METADATA_KEY):
-        return {}
-    return json.loads(model.get_rt_info(METADATA_KEY).astype(str))
+    return (
+        json.loads(model.get_rt_info(METADATA_KEY).astype(str)) if model.has_rt_info(METADATA_KEY) else None
+    )
 
 
 def open(path: Path, precision: Precision, *, num_threads: int) -> Runner:

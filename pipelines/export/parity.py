@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from nafnet_core import GateError, InputError, NAFNet
 from nafnet_core.local_stats import local_statistics
 from nafnet_core.metrics import psnr
+from nafnet_core.strips import forward_in_strips
 from nafnet_core.tiling import restore_image
 from pipelines.export.formats import Precision, Runner
 
 Image = NDArray[np.uint8]
 # Sides of the crops: no multiples of the stride, smaller and larger than a window of local statistics.
 SIZES_PX = ((1, 1), (37, 53), (64, 64), (131, 97), (255, 321))
+# One crop as large as a tile, mirrored where the pairs are smaller: what adds up over a map shows there.
+LARGE_PX = (640, 1152)
 _SCORED_PX = 64  # the mean of scores would be that of single pixels else
 _TIMED_PX = (256, 256)
 _TIMED_RUNS = 5
@@ -69,6 +72,10 @@ class Parity:
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "loss_db": self.loss_db}
 
+    def lasting(self) -> dict[str, Any]:
+        """What goes into the file: all but times, of which two exports would differ."""
+        return {key: value for key, value in self.to_dict().items() if not key.startswith("seconds")}
+
     def check(self, precision: Precision, *, takes_bytes: bool, file: object) -> None:
         """Raise `GateError` outside the precision's tolerance, or where a figure is no number."""
         tolerance = TOLERANCES[precision]
@@ -99,7 +106,8 @@ def crops(pairs: Sequence[tuple[Image, Image]], *, min_side_px: int = 1) -> list
                 cut.append((lq[box], gt[box]))
     if not any(_is_scored(lq) for lq, _ in cut):
         raise InputError("pairs too small to compare on", expected=f"sides of {_SCORED_PX} px")
-    return cut
+    lq, gt = max(pairs, key=lambda pair: pair[0].size)
+    return [*cut, (_mirrored(lq, LARGE_PX), _mirrored(gt, LARGE_PX))]
 
 
 def compare(
@@ -131,8 +139,8 @@ def compare(
     def in_torch(lq: Image) -> NDArray[Any]:
         if takes_bytes:
             return restore_image(model, lq, train_patch_px=train_patch_px, tile_px=None)
-        with torch.inference_mode(), local_statistics(model, train_patch_px):
-            return model(torch.from_numpy(_floats(lq)))[0].permute(1, 2, 0).numpy()
+        with local_statistics(model, train_patch_px):
+            return forward_in_strips(model, torch.from_numpy(_floats(lq)))[0].permute(1, 2, 0).numpy()
 
     def exported(lq: Image) -> NDArray[Any]:
         return runner(lq[None])[0] if takes_bytes else runner(_floats(lq))[0].transpose(1, 2, 0)
@@ -182,6 +190,15 @@ def _psnr(image: NDArray[Any], gt: Image) -> float:
         image = np.rint(np.nan_to_num(image, nan=0.0).clip(0, 1) * 255).astype(np.uint8)
     sides = (torch.from_numpy(np.ascontiguousarray(side)).permute(2, 0, 1)[None] for side in (image, gt))
     return float(psnr(*sides, data_range=255))
+
+
+def _mirrored(image: Image, size: tuple[int, int]) -> Image:
+    """The upper left corner of an image that goes on as its mirror image at its borders."""
+    rows, cols = (
+        np.abs((np.arange(wanted) + side - 1) % max(1, 2 * side - 2) - (side - 1))
+        for wanted, side in zip(size, image.shape, strict=False)
+    )
+    return np.ascontiguousarray(image[rows][:, cols])
 
 
 def _is_scored(lq: Image) -> bool:

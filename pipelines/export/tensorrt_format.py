@@ -7,6 +7,7 @@ means stay in fp32 where the rest is in fp16, as the gate has seen them in ONNX 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,14 +30,13 @@ def is_possible() -> bool:
 
 
 def command(onnx_file: Path, *, takes_bytes: bool) -> str:
-    """What builds the same engine elsewhere, with NVIDIA's own program."""
+    """What builds the same engine of `NAME.engine.onnx` elsewhere, with NVIDIA's own program."""
     shapes = zip(("min", "opt", "max"), _shapes(takes_bytes), strict=True)
     told = " ".join(
         f"--{name}Shapes={onnx_format.INPUT}:{'x'.join(map(str, shape))}" for name, shape in shapes
     )
-    return (
-        f"trtexec --onnx={onnx_file} --saveEngine={onnx_file.with_suffix('.engine')} --stronglyTyped {told}"
-    )
+    graph, engine = (shlex.quote(str(path)) for path in (onnx_file, onnx_file.with_suffix("")))
+    return f"trtexec --onnx={graph} --saveEngine={engine} --stronglyTyped {told}"
 
 
 def build(form: Exportable, precision: Precision) -> bytes:
@@ -70,10 +70,6 @@ def save(built: bytes, path: Path, metadata: Mapping[str, Any]) -> None:
     """Write the engine, and beside it, for it has no place inside, `NAME.engine.json`."""
     path.write_bytes(built)
     path.with_name(f"{path.name}.json").write_text(json.dumps(metadata, indent=1, sort_keys=True) + "\n")
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    return json.loads(path.with_name(f"{path.name}.json").read_text())
 
 
 def open(path: Path, precision: Precision, *, num_threads: int) -> Runner:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from nafnet_core import InputError
 from nafnet_core.exportable import Exportable
 from nafnet_core.weights import METADATA_KEY
 from pipelines.export.formats import Precision, Runner, as_runner
@@ -37,25 +36,12 @@ def save(built: torch.export.ExportedProgram, path: Path, metadata: Mapping[str,
         torch.export.save(built, file, extra_files={_EXTRA: json.dumps(metadata, sort_keys=True)})
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    extra = {_EXTRA: ""}
-    _load(path, extra)
-    return json.loads(extra[_EXTRA] or "{}")
-
-
 def open(path: Path, precision: Precision, *, num_threads: int) -> Runner:
     """`num_threads` is torch's own, for the whole process."""
-    module = _load(path, {}).module()
+    module = torch.export.load(path).module()
 
     @torch.inference_mode()
     def run(images: Any) -> Any:
         return module(torch.from_numpy(images)).numpy()
 
     return as_runner(run)
-
-
-def _load(path: Path, extra: dict[str, Any]) -> torch.export.ExportedProgram:
-    try:
-        return torch.export.load(path, extra_files=extra)
-    except Exception as error:  # zip, JSON, pickle: whatever a damaged archive leads to
-        raise InputError("damaged torch.export file", file=path, got=str(error)[:120]) from error

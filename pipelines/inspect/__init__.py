@@ -4,8 +4,8 @@
     nafnet inspect store --deep          # decodes every pair, and compares the digest of the pixels too
     nafnet inspect my-run                # checkpoints with their digests, curves
 
-One file a kind: `stores`, `weights`, `runs`, `searches`; `verification` checks a store's files, `sampling`
-measures pairs and `drawing` draws them.
+One file a kind: `stores`, `weights`, `exported`, `runs`, `searches`; `verification` checks a store's files,
+`sampling` measures pairs and `drawing` draws them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipelines.urls import local_path
 __all__ = ["InspectConfig", "InspectResult", "run"]
 
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
+_EXPORTED = (".onnx", ".xml")  # as `pipelines.models.EXPORTED_SUFFIXES`, whose import would cost seconds
 _LISTS = (".csv", ".jsonl")
 
 
@@ -29,8 +30,8 @@ def run(config: InspectConfig, *, show: Show) -> InspectResult:
     """Look at `config.what`.
 
     Args:
-        config: `what` is a store; a weights file or `models:/NAME@ALIAS`; the folder of a run or search,
-            or its name in the workspace; or a folder or list of pairs that `prepare` would take.
+        config: `what` is a store; a weights or exported file or `models:/NAME@ALIAS`; the folder of a run or
+            search, or its name in the workspace; or a folder or list of pairs that `prepare` would take.
         show: makes a progress display from a label and a unit.
 
     Raises:
@@ -51,6 +52,10 @@ def _kind_of(config: InspectConfig) -> Callable[[InspectConfig, Show], InspectRe
         from pipelines.inspect.weights import inspect_model
 
         return inspect_model
+    if path.suffix in _EXPORTED and isinstance(path, Path) and path.is_file():
+        from pipelines.inspect.exported import inspect_exported
+
+        return inspect_exported
     from pipelines.inspect.runs import find_run, inspect_run
     from pipelines.inspect.searches import find_search, inspect_search
 
@@ -65,6 +70,7 @@ def _kind_of(config: InspectConfig) -> Callable[[InspectConfig, Show], InspectRe
     raise InputError(
         "no such thing" if not path.exists() else "nothing that can be looked at",
         file=str(path),
-        expected="a store, a weights file, models:/NAME@ALIAS, a run or search, or a folder or list of pairs",
+        expected="a store, a weights or exported file, models:/NAME@ALIAS, a run or search, "
+        "or a folder or list of pairs",
         fix="Of a store, name its folder" if path.exists() else None,
     )

@@ -68,6 +68,9 @@ def as_markdown(card: dict[str, Any]) -> str:
         "Local statistics": f"on, training patch {patch} px" if patch else "off",
         "Training": f"{training['samples']:,} samples" if "samples" in training else "unknown",
     }
+    if "pruned" in training:
+        before = training["pruned"]
+        facts["Pruned"] = f"from {before['from']}, of which training and recipe are; not trained since"
     lines = ["# NAFNet for image deblurring", "", *_table(("", ""), facts.items())]
     lines += ["", "## Training data", ""]
     if card["data"]:

@@ -62,12 +62,7 @@ def open_served(settings: ServeSettings, version: int | None = None) -> Served:
             train_patch_px=settings.train_patch_px,
             fetched_to=Path(folder),
         )
-    if loaded.model.config.img_channel != 3:
-        raise InputError(
-            "the model does not restore RGB",
-            file=loaded.label,
-            got=f"{loaded.model.config.img_channel} channels",
-        )
+    loaded.check_rgb()
     tile_batch = settings.tile_batch or (_BATCH_ON_GPU if torch.cuda.is_available() else 1)
     restorer = Restorer(
         loaded,

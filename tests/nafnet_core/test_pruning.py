@@ -63,10 +63,13 @@ def test_a_pruned_network_is_an_ordinary_weights_file(tmp_path: Path) -> None:
         assert torch.equal(loaded(lq), pruned(lq))
 
 
-def test_the_same_share_everywhere_is_no_more_than_another_expansion() -> None:
+def test_the_same_share_everywhere_is_no_more_than_another_expansion(tmp_path: Path) -> None:
     model = lively_network(SMALL)
     pruned = prune(model, keep_share(magnitudes(model), 0.5, multiple=1))
-    assert {dw / width for width, dw, _ in pruned.config.gated_channels()} == {0.5}
+    save_model(pruned, tmp_path / "pruned.safetensors", metadata={})
+    config = load_model(tmp_path / "pruned.safetensors")[0].config
+    assert (config.dw_expand, config.ffn_expand, config.dw_channels) == (1, 1, None)
+    assert config.gated_channels() == pruned.config.gated_channels()
 
 
 @pytest.mark.parametrize("index", [0, 3, 9])

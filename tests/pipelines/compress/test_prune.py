@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,29 @@ def test_a_pruned_model_is_registered_and_loaded_again(
     version = registry.register(str(out), workspace)
     again = open_model(f"models:/nafnet-deblur/{version.version}", workspace)
     assert again.model.config == load_model(out)[0].config
+
+
+def test_what_is_there_already_stays(model: Path, tmp_path: Path) -> None:
+    _prune(model, tmp_path, ratio=0.5)
+    _prune(model, tmp_path, ratio=0.5)  # ours, and made anew
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text("model: {preset: mobile}\n")
+    with pytest.raises(InputError, match=r"a recipe of this name.*small\.yaml"):
+        _prune(model, tmp_path, ratio=0.5)
+    assert recipe.read_text() == "model: {preset: mobile}\n"
+    recipe.unlink()
+    with pytest.raises(InputError, match="would replace the whole one"):
+        run_prune(
+            PruneConfig(out=tmp_path / "small.safetensors", macs=0.9),
+            open_model(str(tmp_path / "small.safetensors"), Workspace(tmp_path)),
+        )
+
+
+def test_a_network_of_gray_images_is_refused(tmp_path: Path) -> None:
+    gray = lively_network(dataclasses.replace(_CONFIG, img_channel=1))
+    save_model(gray, tmp_path / "gray.safetensors", metadata={})
+    with pytest.raises(InputError, match="does not restore RGB.*1 channels"):
+        _prune(tmp_path / "gray.safetensors", tmp_path, ratio=0.5)
 
 
 @pytest.mark.parametrize(
