@@ -42,6 +42,7 @@ from nafnet_core.blur import BlurKind, degrade, draw_degradation, sample_rng  # 
 from nafnet_core.kernels import gaussian_kernel  # noqa: E402
 from pipelines import Restorer  # noqa: E402
 from pipelines.images import read_rgb_u8  # noqa: E402
+from pipelines.models import BUNDLED  # noqa: E402
 from pipelines.pictures import before_after, scored_panels  # noqa: E402
 from pipelines.scoring.image import score_image  # noqa: E402
 from pipelines.shards import Pair  # noqa: E402
@@ -105,7 +106,8 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="mobile-v1", help="instead of the bundled one")
+    # By its file: a run in the workspace may have its name.
+    parser.add_argument("--model", default=str(BUNDLED), help="instead of the bundled one")
     parser.add_argument("--beside", action="append", default=[], help="another model; repeatable")
     parser.add_argument("--images", type=int, default=50, help="photos of each set")
     parser.add_argument("--only", choices=("scores", "pictures"), default="scores")
