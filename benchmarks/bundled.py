@@ -3,6 +3,7 @@
     NAFNET_DATA=~/data python benchmarks/bundled.py --out report      # 10 minutes on two cores
     python benchmarks/bundled.py --beside runs/demo --images 10       # against another model too; a try
     python benchmarks/bundled.py --only pictures --out docs/mobile-v1
+    python benchmarks/bundled.py --only blocks --images 16            # what each block is worth
 
 Blur is made of the last 50 photos of `bsds500/val`, kind by kind and strength by strength, each photo with
 a blur of its own in each; the first 50 chose recipe and settings, those of the classic methods as well. The
@@ -40,10 +41,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks._rows import Rows, row, show  # noqa: E402
 from nafnet_core.blur import BlurKind, degrade, draw_degradation, sample_rng  # noqa: E402
 from nafnet_core.kernels import gaussian_kernel  # noqa: E402
+from nafnet_core.model import NAFNet  # noqa: E402
 from pipelines import Restorer  # noqa: E402
 from pipelines.images import read_rgb_u8  # noqa: E402
 from pipelines.models import BUNDLED  # noqa: E402
 from pipelines.pictures import before_after, scored_panels  # noqa: E402
+from pipelines.restorer import RestoreSettings  # noqa: E402
 from pipelines.scoring.image import score_image  # noqa: E402
 from pipelines.shards import Pair  # noqa: E402
 from pipelines.synth.kernels import read_kernels  # noqa: E402
@@ -85,6 +88,9 @@ def main() -> None:
         return
     root = os.environ.get("NAFNET_DATA")
     choosing, photos = _photos(Path(root) if root else None)
+    if options.only == "blocks":
+        _tell_blocks(options.model, list(_blurred(choosing[: options.images], "shake", (3, 18))))
+        return
     choosing, photos = choosing[: options.images], photos[-options.images :]
     classic = _classic(choosing[:_SETTINGS_ON])
     methods: dict[str, Method] = {"blurred": lambda image: image, "mobile-v1": Restorer(options.model)}
@@ -110,7 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=str(BUNDLED), help="instead of the bundled one")
     parser.add_argument("--beside", action="append", default=[], help="another model; repeatable")
     parser.add_argument("--images", type=int, default=50, help="photos of each set")
-    parser.add_argument("--only", choices=("scores", "pictures"), default="scores")
+    parser.add_argument("--only", choices=("scores", "pictures", "blocks"), default="scores")
     parser.add_argument(
         "--out", type=Path, help="folder for scores.csv and by_strength.png, or for the cases"
     )
@@ -184,6 +190,25 @@ def _scored(pairs: Iterator[Pair], methods: dict[str, Method]) -> dict[str, Scor
         name: Scores(statistics.fmean(psnr[name]), statistics.fmean(ssim[name]), tuple(psnr[name]))
         for name in methods
     }
+
+
+def _tell_blocks(spec: str, pairs: Sequence[Pair]) -> None:
+    """PSNR with one block after the other turned off: its input goes through as it is."""
+    restorer = Restorer(spec, RestoreSettings(precision="fp32"))
+    network = restorer.network
+    assert isinstance(network, NAFNet)
+
+    def psnr_db() -> float:
+        return _scored(iter(pairs), {"": restorer})[""].psnr_db
+
+    whole = psnr_db()
+    print(f"all blocks: {whole:.3f} dB")
+    for number, block in enumerate(network.blocks):
+        scales = block.beta.data.clone(), block.gamma.data.clone()
+        block.beta.data.zero_()
+        block.gamma.data.zero_()
+        print(f"without block {number}, of {block.beta.numel()} channels: {psnr_db() - whole:+.3f} dB")
+        block.beta.data, block.gamma.data = scales
 
 
 def _classic(choosing: Sequence[tuple[str, Image]]) -> dict[str, Method]:
