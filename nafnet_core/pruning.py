@@ -15,7 +15,7 @@ What read the channels that left is fitted anew to those that stay, by least squ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -207,17 +207,19 @@ def _gate_readers(model: NAFNet) -> list[str]:
 
 
 @contextmanager
-def _watched(modules: dict[str, nn.Module], watch: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+def _watched(
+    modules: Mapping[str, nn.Module], watch: Callable[[str, Tensor], Tensor | None]
+) -> Iterator[None]:
     """Show `watch` what each module is given; what it returns goes in instead."""
 
-    def before(name: str, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        changed = watch(name, args[0])
-        return None if changed is None else (changed, *args[1:])
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+        def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            changed = watch(name, args[0])
+            return None if changed is None else (changed, *args[1:])
 
-    handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: before(name, args))
-        for name, module in modules.items()
-    ]
+        return before
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
     try:
         yield
     finally:

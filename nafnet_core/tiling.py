@@ -372,8 +372,9 @@ def _run(model: Network, images: NDArray[Any], options: TileOptions) -> Tensor:
 
 def _forward(model: Network, lq: Tensor) -> Tensor:
     # Strips pay where maps outgrow the caches: not on a GPU, whose memory is as fast for all of them.
-    in_strips = isinstance(model, NAFNet) and lq.device.type == "cpu"
-    return forward_in_strips(model, lq) if in_strips else model(lq)
+    if isinstance(model, NAFNet) and lq.device.type == "cpu":
+        return forward_in_strips(model, lq)
+    return model(lq)
 
 
 def _ensemble(model: Network, lq: Tensor) -> Tensor:
