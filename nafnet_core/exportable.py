@@ -24,7 +24,7 @@ from nafnet_core.model import NAFBlock, NAFNet
 
 MEANS = "means"
 """Name of the module in each block whose values a graph in fp16 has to keep in fp32."""
-_LEAST = 1e-12  # of the largest value that sums are scaled by: a map of zeros has none
+_LEAST = 1e-6  # of the largest value that sums are scaled by: a map of zeros has none
 
 
 class Exportable(nn.Module):
@@ -63,11 +63,11 @@ class Exportable(nn.Module):
         if not self.takes_bytes:
             height, width = images.shape[-2:]
             lq = F.pad(images, (0, -width % self.stride_px, 0, -height % self.stride_px))
-            return self._restored(lq)[..., :height, :width]
+            return _cropped(self._restored(lq), height, width)
         height, width = images.shape[1:3]
         rows, cols = (_reflected(size, self.stride_px, images.device) for size in (height, width))
         lq = images.index_select(1, rows).index_select(2, cols).permute(0, 3, 1, 2).float() / 255
-        restored = self._restored(lq)[..., :height, :width].permute(0, 2, 3, 1)
+        restored = _cropped(self._restored(lq), height, width).permute(0, 2, 3, 1)
         return (restored * 255).round().clamp(0, 255).to(torch.uint8)
 
     def _restored(self, lq: Tensor) -> Tensor:
@@ -135,17 +135,26 @@ class _WindowMeans(nn.Module):
         first = torch.arange(length, device=x.device) - (self.window_px - 1) // 2
         first = torch.minimum(torch.maximum(first, torch.zeros_like(first)), length - window)
         # The sum over a window is below 2³⁰, whatever the sums before it are.
-        scale = (2.0**30 / self.window_px) / x.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=_LEAST)
+        # In two steps, for a converter to fp16 cuts constants to what that holds, wherever they are used.
+        largest = x.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=_LEAST)
+        scale = 2.0**15 / largest * (2.0**15 / self.window_px)
         steps = (x * scale).round().to(torch.int32).cumsum(dim, dtype=torch.int32)
         sums = F.pad(steps, [0, 0] * (x.dim() - 1 - dim) + [1, 0])
         total = sums.index_select(dim, first + window) - sums.index_select(dim, first)
         return total.to(x.dtype) / (scale * window.to(x.dtype))
 
 
+def _cropped(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left corner; not by slices, of which torch.export fixes whether they take all."""
+    rows, cols = (torch.arange(size, device=x.device) for size in (height, width))
+    return x.index_select(2, rows).index_select(3, cols)
+
+
 def _reflected(length: int, stride: int, device: torch.device) -> Tensor:
     """Which pixels of an axis stand for its pixels up to the next multiple of `stride`."""
     positions = torch.arange(length + -length % stride, device=device)
-    return torch.relu((length - 1) - (positions - (length - 1)).abs())
+    mirrored = (length - 1) - (positions - (length - 1)).abs()
+    return torch.maximum(mirrored, torch.zeros_like(mirrored))
 
 
 def _over_channels(norm: nn.LayerNorm, x: Tensor) -> Tensor:

@@ -94,9 +94,37 @@ def _in_half(model: Any) -> Any:
     ]
     assert means, "every block has means"
     with _quietly():
-        return convert_float_to_float16(
+        converted = convert_float_to_float16(
             model, keep_io_types=True, op_block_list=["LayerNormalization"], node_block_list=means
         )
+    _take_out_detours(converted.graph)
+    return converted
+
+
+def _take_out_detours(graph: Any) -> None:
+    """Join what stays in fp32: the converter has each result go through fp16 to the next of these nodes."""
+    from onnx import TensorProto
+
+    made_by = {name: node for node in graph.node for name in node.output}
+
+    def is_cast(node: Any, to: int) -> bool:
+        is_any = node is not None and node.op_type == "Cast"
+        return is_any and any(each.name == "to" and each.i == to for each in node.attribute)
+
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            back = made_by.get(name)
+            if is_cast(back, TensorProto.FLOAT):
+                there = made_by.get(back.input[0])
+                if is_cast(there, TensorProto.FLOAT16):
+                    node.input[index] = there.input[0]
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for _ in range(2):  # the way back first, and then the way there
+        unused = [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]
+        for node in unused:
+            graph.node.remove(node)
+        used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    del graph.value_info[:]
 
 
 @contextmanager

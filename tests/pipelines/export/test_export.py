@@ -116,7 +116,7 @@ def test_half_precision_keeps_its_norms(weights: Path, tmp_path: Path) -> None:
     import onnx
 
     result = _export(weights, tmp_path / "half.onnx", to="onnx", precision="fp16")
-    assert 1e-6 < result.parity.difference < 2e-2
+    assert 1e-6 < result.parity.difference < 2e-3  # 0.04 where means go through fp16
     kept = {value.name: value.data_type for value in onnx.load(result.files[0]).graph.initializer}
     in_half = [name for name, kind in kept.items() if kind == onnx.TensorProto.FLOAT16]
     assert "intro.weight" in in_half and not any(".norm" in name for name in in_half)
@@ -133,7 +133,7 @@ def test_values_that_half_precision_cannot_hold_are_found(weights: Path, tmp_pat
         block.conv5.weight.mul_(1e-10)
     save_model(model, tmp_path / "large.safetensors", metadata=metadata)
     out = tmp_path / "large.onnx"
-    with pytest.raises(GateError, match=r"nothing was written.*large\.onnx.*got nan"):
+    with pytest.raises(GateError, match=r"nothing was written.*large\.onnx.*got"):
         _export(tmp_path / "large.safetensors", out, to="onnx", precision="fp16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large.safetensors"]
     _export(tmp_path / "large.safetensors", out, to="onnx")
