@@ -34,7 +34,7 @@ def test_pointwise_convolution_is_a_scaled_convolution_at_any_size(
 
 def test_gradients_of_a_block_stay_nhwc() -> None:
     """One gradient in NCHW among them makes every sum after it strided: some 1.5 ms each at 2×32×128×128."""
-    block = NAFBlock(8)
+    block = NAFBlock(8, 8, 8)
     randomize_residual_scales(block, seed=0)
     layouts = []
     for module in block.modules():
