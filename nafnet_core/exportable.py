@@ -24,6 +24,7 @@ from nafnet_core.model import NAFBlock, NAFNet
 
 MEANS = "means"
 """Name of the module in each block whose values a graph in fp16 has to keep in fp32."""
+_EXAMPLE_PX = (48, 56)  # neither side nor their ratio stays in a graph
 _LEAST = 1e-6  # of the largest value that sums are scaled by: a map of zeros has none
 
 
@@ -69,6 +70,13 @@ class Exportable(nn.Module):
         lq = images.index_select(1, rows).index_select(2, cols).permute(0, 3, 1, 2).float() / 255
         restored = _cropped(self._restored(lq), height, width).permute(0, 2, 3, 1)
         return (restored * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def example(self) -> tuple[Tensor, tuple[int, int, int]]:
+        """An input to trace with, and its free axes: batch, height and width."""
+        height, width = _EXAMPLE_PX
+        if self.takes_bytes:
+            return torch.zeros(2, height, width, 3, dtype=torch.uint8), (0, 1, 2)
+        return torch.zeros(2, 3, height, width), (0, 2, 3)
 
     def _restored(self, lq: Tensor) -> Tensor:
         x = self.intro(lq)

@@ -19,19 +19,13 @@ from pipelines.export.formats import Precision, Runner, as_runner
 
 OPSET = 20
 INPUT, OUTPUT = "lq", "restored"
-_EXAMPLE_PX = (48, 56)  # traced on; neither side nor their ratio stays in the graph
 _SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of a node: the modules that it comes from
 
 
 def build(form: Exportable, precision: Precision) -> Any:
     """An `onnx.ModelProto` with dynamic batch, height and width."""
-    height, width = _EXAMPLE_PX
-    if form.takes_bytes:
-        example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-        sizes = {0: "batch", 1: "height", 2: "width"}
-    else:
-        example = torch.zeros(2, 3, height, width)
-        sizes = {0: "batch", 2: "height", 3: "width"}
+    example, free = form.example()
+    sizes = dict(zip(free, ("batch", "height", "width"), strict=True))
     with _quietly():
         program = torch.onnx.export(
             form,

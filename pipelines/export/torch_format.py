@@ -14,19 +14,12 @@ from nafnet_core.weights import METADATA_KEY
 from pipelines.export.formats import Precision, Runner, as_runner
 
 _EXTRA = f"{METADATA_KEY}.json"
-_EXAMPLE_PX = (48, 56)
 
 
 def build(form: Exportable, precision: Precision) -> torch.export.ExportedProgram:
     """A program with dynamic batch, height and width."""
-    height, width = _EXAMPLE_PX
-    sides = (1, 2) if form.takes_bytes else (2, 3)
-    example = (
-        torch.zeros(2, height, width, 3, dtype=torch.uint8)
-        if form.takes_bytes
-        else torch.zeros(2, 3, height, width)
-    )
-    sizes = {position: torch.export.Dim.DYNAMIC for position in (0, *sides)}
+    example, free = form.example()
+    sizes = dict.fromkeys(free, torch.export.Dim.DYNAMIC)
     return torch.export.export(form, (example,), dynamic_shapes=(sizes,))
 
 
