@@ -10,7 +10,8 @@ What differs from `NAFNet.forward`, with the same values to rounding:
 - Local statistics are running sums, of which each pixel takes the difference at the ends of its window; a
   window larger than the map is the map. A pooling operator with a fixed window fails there
   (axinc-ai/ailia-models#1087), and takes a time that grows with the window. The sums are of integers.
-- Residual scales lie in the weights of the convolutions before them.
+- Residual scales lie in the weights of the convolutions before them; not behind grids of 8 bits, which are
+  those of the values before the scale.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nafnet_core.int8 import Int8, grid, on_grid, weight_steps
 from nafnet_core.local_stats import WINDOW_PER_PATCH
-from nafnet_core.model import NAFBlock, NAFNet
+from nafnet_core.model import Conv, NAFBlock, NAFNet
 
 MEANS = "means"
 """Name of the module in each block whose values a graph in fp16 has to keep in fp32."""
@@ -36,16 +38,29 @@ class Exportable(nn.Module):
         train_patch_px: side of the patches that it was trained on, for local statistics; None: global ones.
         takes_bytes: whether images are (N, H, W, 3) uint8 RGB in and out, instead of (N, 3, H, W) float in
             0…1: then sizes are padded by reflection, and the result is rounded.
+        channels_last: whether running sums are of maps with channels last: for ONNX Runtime, which takes the
+            values of a row one by one, and in int8 has all else in that order. OpenVINO sums rows soonest.
     """
 
-    def __init__(self, model: NAFNet, *, train_patch_px: int | None, takes_bytes: bool = False) -> None:
+    def __init__(
+        self,
+        model: NAFNet,
+        *,
+        train_patch_px: int | None,
+        takes_bytes: bool = False,
+        channels_last: bool = True,
+    ) -> None:
         super().__init__()
         self.takes_bytes, self.stride_px = takes_bytes, model.config.stride_px
 
         def blocks(stage: nn.Module, level: int) -> nn.Sequential:
             window = train_patch_px and max(1, int(train_patch_px * WINDOW_PER_PATCH) >> level)
             return nn.Sequential(
-                *(_Block(block, window) for block in stage.children() if isinstance(block, NAFBlock))
+                *(
+                    _Block(block, _means(window, channels_last=channels_last))
+                    for block in stage.children()
+                    if isinstance(block, NAFBlock)
+                )
             )
 
         stages = len(model.encoders)
@@ -94,9 +109,9 @@ class Exportable(nn.Module):
 class _Block(nn.Module):
     """`NAFBlock`, (N, C, H, W) in and out, with fixed window."""
 
-    def __init__(self, block: NAFBlock, window_px: int | None) -> None:
+    def __init__(self, block: NAFBlock, means: nn.Module) -> None:
         super().__init__()
-        self.means = _GlobalMeans() if window_px is None else _WindowMeans(window_px)
+        self.means = means
         self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
         self.conv1, self.conv2, self.conv4 = (
             _copied(layer) for layer in (block.conv1, block.conv2, block.conv4)
@@ -113,6 +128,10 @@ class _Block(nn.Module):
         return x + self.conv5(first * second)
 
 
+def _means(window_px: int | None, *, channels_last: bool) -> nn.Module:
+    return _GlobalMeans() if window_px is None else _WindowMeans(window_px, channels_last=channels_last)
+
+
 class _GlobalMeans(nn.Module):
     """Means over height and width: (N, C, H, W) → (N, C, 1, 1)."""
 
@@ -125,15 +144,16 @@ class _WindowMeans(nn.Module):
 
     Running sums are of integers, and so exact in any precision of the graph: in bf16 a sum of floats stands
     still after some hundred pixels. What overflows wraps around, and the difference of two is right again.
-    Columns are taken as rows of the map on its side: one by one, ONNX Runtime takes ten times as long.
     """
 
-    def __init__(self, window_px: int) -> None:
+    def __init__(self, window_px: int, *, channels_last: bool) -> None:
         super().__init__()
-        self.window_px = window_px
+        self.window_px, self.channels_last = window_px, channels_last
 
     def forward(self, y: Tensor) -> Tensor:
         """(N, C, H, W) → same shape."""
+        if self.channels_last:
+            return self._along(self._along(y.permute(0, 2, 3, 1), 1), 2).permute(0, 3, 1, 2)
         return self._along(self._along(y, 2).transpose(2, 3), 2).transpose(2, 3)
 
     def _along(self, x: Tensor, dim: int) -> Tensor:
@@ -176,9 +196,9 @@ def _norm(norm: nn.LayerNorm) -> nn.LayerNorm:
     return plain
 
 
-def _copied(conv: nn.Module, *, scale: Tensor | None = None) -> nn.Conv2d:
+def _copied(conv: nn.Module, *, scale: Tensor | None = None) -> nn.Module:
     """A plain convolution with the same weights, times `scale` of shape (1, C, 1, 1)."""
-    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(conv, Conv)
     plain = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
@@ -188,9 +208,62 @@ def _copied(conv: nn.Module, *, scale: Tensor | None = None) -> nn.Conv2d:
         groups=conv.groups,
         bias=conv.bias is not None,
     )
-    factor = 1.0 if scale is None else scale.detach().reshape(-1, 1, 1, 1)
-    with torch.no_grad():
-        plain.weight.copy_(conv.weight * factor)
-        if conv.bias is not None and plain.bias is not None:
-            plain.bias.copy_(conv.bias * (1.0 if scale is None else scale.detach().flatten()))
+    plain.load_state_dict({name: value for name, value in conv.state_dict().items() if "int8" not in name})
+    if conv.int8 is not None:
+        return _RoundedConv(plain, conv.int8, scale)
+    if scale is not None:
+        with torch.no_grad():
+            plain.weight.mul_(scale.detach().reshape(-1, 1, 1, 1))
+            if plain.bias is not None:
+                plain.bias.mul_(scale.detach().flatten())
     return plain
+
+
+class _RoundedConv(nn.Module):
+    """A convolution on grids of 8 bits: in ONNX one of bytes, between operators that say their grids."""
+
+    def __init__(self, plain: nn.Conv2d, int8: Int8, scale: Tensor | None) -> None:
+        super().__init__()
+        self.stride, self.padding, self.groups = plain.stride, plain.padding, plain.groups
+        self.bias = plain.bias
+        self.given, self.made = (_Grid(values) for values in int8.ranges)
+        steps = weight_steps(plain.weight)
+        numbers = (plain.weight.detach() / steps.reshape(-1, 1, 1, 1)).round()
+        self.register_buffer("weight", numbers.to(torch.int8))
+        self.register_buffer("steps", steps)
+        self.register_buffer("zeros", torch.zeros_like(steps, dtype=torch.int8))
+        self.register_buffer("scale", None if scale is None else scale.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', H', W')."""
+        weight = _as_values(self.weight, self.steps, self.zeros)
+        y = F.conv2d(self.given(x), weight, self.bias, self.stride, self.padding, groups=self.groups)  # type: ignore[arg-type]
+        return self.made(y) if self.scale is None else self.made(y) * self.scale
+
+
+class _Grid(nn.Module):
+    """Rounds to the grid of 8 bits between a lowest and a highest value, (2,)."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        step, zero_point = grid(values)
+        self.register_buffer("step", step)
+        self.register_buffer("zero_point", zero_point.to(torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.onnx.is_in_onnx_export():
+            return on_grid(x, self.step, self.zero_point.to(torch.int32))
+        inputs = (x, self.step, self.zero_point)
+        numbers = torch.onnx.ops.symbolic("QuantizeLinear", inputs, dtype=torch.uint8, shape=x.shape)
+        return _as_values(numbers, self.step, self.zero_point)
+
+
+def _as_values(numbers: Tensor, steps: Tensor, zero_points: Tensor) -> Tensor:
+    """Whole numbers as what they stand for; with as many steps as there are channels, those are of axis 0."""
+    if torch.onnx.is_in_onnx_export():
+        inputs = (numbers, steps, zero_points)
+        of = {"axis": 0} if steps.dim() else {}
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear", inputs, of, dtype=torch.float32, shape=numbers.shape
+        )
+    return numbers.float() * steps.reshape(-1, 1, 1, 1)

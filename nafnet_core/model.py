@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nafnet_core.int8 import Int8
 from nafnet_core.local_stats import LocalMean, spread
 
 
@@ -47,9 +48,11 @@ class NAFNetConfig:
     some; None: half of the expanded channels, in all of them."""
     ffn_channels: tuple[int, ...] | None = None
     """The same of the second gate."""
+    int8_layers: tuple[str, ...] | None = None
+    """Names of the convolutions, as modules, that compute on grids of 8 bits; None: none does."""
 
     def __post_init__(self) -> None:
-        for name in ("enc_blk_nums", "dec_blk_nums", "dw_channels", "ffn_channels"):
+        for name in ("enc_blk_nums", "dec_blk_nums", "dw_channels", "ffn_channels", "int8_layers"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.enc_blk_nums) != len(self.dec_blk_nums):
@@ -106,7 +109,7 @@ class NAFNetConfig:
         return total
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values, as written beside weights; those of pruning only where there was some."""
+        """Plain values, as written beside weights; of pruning and quantisation only where there was some."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
@@ -159,7 +162,31 @@ class SimpleGate(nn.Module):
         return first * second
 
 
-class PointwiseConv(nn.Conv2d):
+class Conv(nn.Conv2d):
+    """A convolution that may compute on grids of 8 bits.
+
+    Attributes:
+        int8: its grids; None: it computes in its own precision.
+    """
+
+    def __init__(
+        self, *sizes: int, stride: int = 1, padding: int = 0, groups: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__(*sizes, stride=stride, padding=padding, groups=groups, bias=bias)
+        self.int8: Int8 | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', H', W')."""
+        return self._convolved(input, self.padding)
+
+    def _convolved(self, input: Tensor, padding: str | tuple[int, ...]) -> Tensor:
+        if self.int8 is None:
+            return F.conv2d(input, self.weight, self.bias, self.stride, padding, groups=self.groups)
+        input, weight = self.int8.input(input), self.int8.weight(self.weight)
+        return self.int8.output(F.conv2d(input, weight, self.bias, self.stride, padding, groups=self.groups))
+
+
+class PointwiseConv(Conv):
     """1×1 convolution whose result may be scaled by channel at no cost: the scale goes into the weights."""
 
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
@@ -167,6 +194,9 @@ class PointwiseConv(nn.Conv2d):
 
     def forward(self, input: Tensor, scale: Tensor | None = None) -> Tensor:
         """(N, H, W, C) → (N, H, W, C'), times `scale` of shape (1, C', 1, 1)."""
+        if self.int8 is not None:
+            rounded = self._convolved(input.permute(0, 3, 1, 2), self.padding).permute(0, 2, 3, 1)
+            return rounded if scale is None else rounded * scale.flatten()
         matrix, bias = self.weight.flatten(1), self.bias
         if scale is not None:
             matrix = matrix * scale.reshape(-1, 1)
@@ -176,15 +206,16 @@ class PointwiseConv(nn.Conv2d):
         return F.conv2d(input.permute(0, 3, 1, 2), matrix[..., None, None], bias).permute(0, 2, 3, 1)
 
 
-class DepthwiseConv(nn.Conv2d):
+class DepthwiseConv(Conv):
     """3×3 convolution of each channel by itself, zeros around the map."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1, groups=channels)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, H, W, C) → same shape."""
-        return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    def forward(self, input: Tensor, *, has_rows: bool = False) -> Tensor:
+        """(N, H, W, C) → same shape; (N, H − 2, W, C) where the rows around the map are in it already."""
+        padding = (0, 1) if has_rows else self.padding
+        return self._convolved(input.permute(0, 3, 1, 2), padding).permute(0, 2, 3, 1)
 
 
 class Upsample(nn.Sequential):
@@ -248,7 +279,7 @@ class NAFNet(nn.Module):
     """The whole U-shaped network; it predicts the correction added to its input.
 
     Args:
-        config: its shape; see `PRESETS`.
+        config: its shape; see `PRESETS`. Raises `ValueError` where `int8_layers` names what it does not have.
 
     Attributes:
         checkpoint_activations: in training keep only what enters each block and compute the rest again in the
@@ -266,13 +297,13 @@ class NAFNet(nn.Module):
             return nn.Sequential(*(NAFBlock(*next(shapes)) for _ in range(number)))
 
         channels = config.width
-        self.intro = nn.Conv2d(config.img_channel, channels, 3, padding=1)
-        self.ending = nn.Conv2d(channels, config.img_channel, 3, padding=1)
+        self.intro = Conv(config.img_channel, channels, 3, padding=1)
+        self.ending = Conv(channels, config.img_channel, 3, padding=1)
         self.encoders, self.downs = nn.ModuleList(), nn.ModuleList()
         self.ups, self.decoders = nn.ModuleList(), nn.ModuleList()
         for number in config.enc_blk_nums:
             self.encoders.append(blocks(number))
-            self.downs.append(nn.Conv2d(channels, 2 * channels, 2, stride=2))
+            self.downs.append(Conv(channels, 2 * channels, 2, stride=2))
             channels *= 2
         self.middle_blks = blocks(config.middle_blk_num)
         for number in config.dec_blk_nums:
@@ -284,6 +315,11 @@ class NAFNet(nn.Module):
             # and DDP copies.
             if isinstance(module, nn.Conv2d) and not isinstance(module, PointwiseConv):
                 module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        convolutions = self.convolutions
+        if unknown := set(config.int8_layers or ()) - set(convolutions):
+            raise ValueError(f"no convolutions of this network: {', '.join(sorted(unknown))}")
+        for name in config.int8_layers or ():
+            convolutions[name].int8 = Int8()
 
     def forward(self, lq: Tensor) -> Tensor:
         """Restore a batch.
@@ -316,6 +352,11 @@ class NAFNet(nn.Module):
         for block in blocks.children():
             x = checkpoint(block, x, use_reentrant=False)
         return x
+
+    @property
+    def convolutions(self) -> dict[str, Conv]:
+        """All convolutions by name, as modules are registered."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Conv)}
 
     @property
     def blocks(self) -> list[NAFBlock]:

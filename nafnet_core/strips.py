@@ -84,8 +84,7 @@ def _run_block(block: NAFBlock, x: Tensor) -> None:
         # The depthwise convolution sees one row beyond the strip, and zeros beyond the map.
         if first == top or last == bottom:
             y = F.pad(y, (0, 0, 0, 0, first == top, last == bottom))
-        y = F.conv2d(y.permute(0, 3, 1, 2), conv2.weight, conv2.bias, padding=(0, 1), groups=conv2.groups)
-        torch.mul(*y.permute(0, 2, 3, 1).split(half, dim=-1), out=gated[:, top:bottom])
+        torch.mul(*conv2(y, has_rows=True).split(half, dim=-1), out=gated[:, top:bottom])
     attention = block.sca(gated)
     beta, gamma = (scale.flatten().to(x.dtype) for scale in (block.beta, block.gamma))
     for top, bottom in _strips(x, block.conv4.out_channels):

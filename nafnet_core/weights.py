@@ -22,6 +22,7 @@ METADATA_KEY = "nafnet"
 # Where official and BasicSR-like checkpoints keep the weights, best first.
 _WRAPPERS = ("params_ema", "params", "state_dict", "model")
 _PTH_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip, since torch 1.6; a bare pickle before
+_GRIDS = ".int8.ranges"
 _SHOWN_KEYS = 3
 
 
@@ -42,7 +43,10 @@ def load_model(path: str | Path) -> tuple[NAFNet, dict[str, Any]]:
     path = Path(path)
     state, metadata = read_state(path)
     config = infer_config(state, file=path)
-    model = NAFNet(config)
+    try:
+        model = NAFNet(config)
+    except ValueError as error:
+        raise InputError("not a NAFNet checkpoint", file=path, got=str(error)) from error
     load_state(model, state, file=path)
     return model.eval(), metadata
 
@@ -152,6 +156,7 @@ def infer_config(state: StateDict, *, file: str | Path) -> NAFNetConfig:
             dec_blk_nums=decoders,
             **_gates(state, names, "conv1", "dw", file=file),
             **_gates(state, names, "conv4", "ffn", file=file),
+            int8_layers=tuple(key.removesuffix(_GRIDS) for key in state if key.endswith(_GRIDS)) or None,
         )
     except ValueError as error:
         raise InputError("not a NAFNet checkpoint", file=file, got=str(error)) from error

@@ -58,8 +58,10 @@ class LoadedModel:
 
     @property
     def fixed_precision(self) -> str | None:
-        """What an exported model computes in; None of weights, which leave it open."""
-        return self.metadata["export"]["precision"] if isinstance(self.model, ForeignNetwork) else None
+        """What an exported model computes in, and a quantised one; None of weights that leave it open."""
+        if isinstance(self.model, ForeignNetwork):
+            return self.metadata["export"]["precision"]
+        return "fp32" if self.model.config.int8_layers else None
 
     def check_rgb(self) -> None:
         """Raise `InputError` where its images have other channels than RGB."""

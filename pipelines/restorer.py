@@ -229,11 +229,11 @@ class Restorer:
 
 
 def _precision(model: LoadedModel, wanted: str, device: torch.device) -> str:
-    """What the network computes in. Raises `InputError` where an exported one has another."""
+    """What the network computes in. Raises `InputError` where that is fixed, and another."""
     if (fixed := model.fixed_precision) is not None:
         if wanted not in ("auto", fixed):
             raise InputError(
-                "the precision of an exported model is fixed", file=model.weights, expected=fixed, got=wanted
+                "the precision of this model is fixed", file=model.weights, expected=fixed, got=wanted
             )
         return fixed
     if wanted == "auto":

@@ -7,20 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-import yaml
 from torch import Tensor
 
 from nafnet_core import InputError, NAFNet, save_model
 from nafnet_core.losses import psnr_loss
 from nafnet_core.pruning import Gates, gather, keep_share, keep_within_macs, magnitudes, prune
 from pipelines.calibration import Calibration
-from pipelines.config import find_recipe
+from pipelines.compress.recipe import check_out, mean_psnr_db, place_of_recipe, write_recipe
 from pipelines.files import make_folder, written_aside
 from pipelines.models import LoadedModel
 
-_RECIPE = "finetune"
-_HEAD = "# Fine-tuning of the pruned"
 _FRAME_PX = (720, 1280)
 
 
@@ -56,8 +52,7 @@ class PruneConfig:
             raise InputError(
                 "Taylor importance is measured on pairs", expected="a store", fix="Name one with --on"
             )
-        if self.out.suffix != ".safetensors":
-            raise InputError("not a weights file to write", file=self.out, expected="NAME.safetensors")
+        check_out(self.out)
 
     @property
     def criterion(self) -> str:
@@ -107,7 +102,11 @@ def run_prune(
     """
     make_folder(config.out.absolute().parent)
     loaded.check_rgb()
-    recipe = _place_of_recipe(config.out, loaded)
+    if loaded.model.config.int8_layers:
+        raise InputError(
+            "a quantised model is not pruned", file=loaded.weights, fix="Prune first, then quantise"
+        )
+    recipe = place_of_recipe(config.out, loaded)
     model, evidence, held_out = loaded.model, None, None
     if config.on is not None:
         drawn = Calibration.on(config.on, num_patches=config.num_patches, patch_px=config.patch_px)
@@ -121,8 +120,7 @@ def run_prune(
     metadata["pruned"] = {"from": loaded.label, "digest": loaded.digest, **_told(config)}
     with written_aside(config.out) as temporary:
         save_model(pruned, temporary, metadata=metadata)
-    with written_aside(recipe) as temporary:
-        temporary.write_text(_recipe(config.out, pruned))
+    write_recipe(recipe, config.out, pruned, changed={})
     return PruneResult(
         weights=config.out,
         recipe=recipe,
@@ -131,21 +129,9 @@ def run_prune(
         ffn_channels=tuple(len(stays) for stays in kept[1::2]),
         parameters=(model.num_parameters, pruned.num_parameters),
         gmacs=(_gmacs(model), _gmacs(pruned)),
-        psnr_db=held_out and (_psnr_db(model, held_out), _psnr_db(pruned, held_out)),
-        psnr_blurred_db=held_out and _psnr_db(lambda lq: lq, held_out),
+        psnr_db=held_out and (mean_psnr_db(model, held_out), mean_psnr_db(pruned, held_out)),
+        psnr_blurred_db=held_out and mean_psnr_db(None, held_out),
     )
-
-
-def _place_of_recipe(out: Path, loaded: LoadedModel) -> Path:
-    """Where the recipe goes. Raises `InputError` where it or the weights would replace what is not ours."""
-    if out.exists() and out.samefile(loaded.weights):
-        raise InputError("the pruned model would replace the whole one", file=out, fix="Give another --out")
-    recipe = out.with_suffix(".yaml")
-    if recipe.exists() and not recipe.read_text().startswith(_HEAD):
-        raise InputError(
-            "a recipe of this name is there, and not of pruning", file=recipe, fix="Give another --out"
-        )
-    return recipe
 
 
 def _chosen(config: PruneConfig, model: NAFNet, scores: Gates) -> Gates:
@@ -170,26 +156,8 @@ def _told(config: PruneConfig) -> dict[str, Any]:
     return {**asked, "importance": config.criterion, "fitted": config.on is not None}
 
 
-def _recipe(weights: Path, pruned: NAFNet) -> str:
-    """The shipped recipe of fine-tuning, for this network."""
-    content = yaml.safe_load(find_recipe(_RECIPE).read_text())
-    content["model"] = {**pruned.config.to_dict(), "init": str(weights.absolute())}
-    for expansion in ("dw_expand", "ffn_expand", "img_channel"):
-        del content["model"][expansion]
-    head = f"{_HEAD} {weights.name}: the recipe `{_RECIPE}`, with the channels that are left.\n"
-    command = f"#   nafnet train --config {weights.with_suffix('.yaml').name} --data STORE --val TEST_STORE\n"
-    return head + command + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
-
-
 def _gmacs(model: NAFNet) -> float:
     return model.config.num_macs(*_FRAME_PX) / 1e9
-
-
-@torch.inference_mode()
-def _psnr_db(restore: Callable[[Tensor], Tensor], pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Mean PSNR of what is restored."""
-    scores = [-float(psnr_loss(restore(lq).clamp(0, 1), gt)) for lq, gt in pairs]
-    return sum(scores) / len(scores)
 
 
 def _counted(

@@ -45,6 +45,8 @@ class ModelSection(Section):
     dw_channels: tuple[int, ...] | None = None
     ffn_channels: tuple[int, ...] | None = None
     """Of a pruned network: `nafnet compress prune` writes a recipe with these numbers."""
+    int8_layers: tuple[str, ...] | None = None
+    """Of a quantised network, which rounds in training as well; by `nafnet compress quantize`."""
     init: Annotated[str, BeforeValidator(_model), Field(min_length=1)] | None = None
     """MODEL whose weights the run begins with, as far as they fit: a file, a run, `models:/NAME@ALIAS`."""
     init_sha256: Annotated[str, AfterValidator(_sha256)] | None = None
@@ -58,8 +60,8 @@ class ModelSection(Section):
             raise ValueError(
                 "give `preset`, or all of `width`, `enc_blk_nums`, `middle_blk_num`, `dec_blk_nums`"
             )
-        pruned = (self.dw_channels, self.ffn_channels)
-        if self.preset is not None and any(number is not None for number in (*numbers, *pruned)):
+        made = (self.dw_channels, self.ffn_channels, self.int8_layers)
+        if self.preset is not None and any(number is not None for number in (*numbers, *made)):
             raise ValueError("`preset` and the network's own numbers exclude each other")
         if self.init_sha256 is not None and self.init is None:
             raise ValueError("`init` beside `init_sha256`")

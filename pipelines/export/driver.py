@@ -90,15 +90,21 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
     """
     form = config.format
     loaded.check_rgb()
+    precision = _precision(config, loaded)
     if config.to == "tensorrt" and not tensorrt_format.is_possible():
         _raise_without_gpu(config, loaded)
     form.check((*form.to_write, *form.to_run), f"export to {config.to}")
-    precision = config.precision or form.precisions[0]
     patch, out = loaded.train_patch_px, config.out.absolute()
     pairs, data = _pairs(config.on)
     make_folder(out.parent)
     built = form.module.build(
-        Exportable(loaded.model, train_patch_px=patch, takes_bytes=config.takes_bytes), precision
+        Exportable(
+            loaded.model,
+            train_patch_px=patch,
+            takes_bytes=config.takes_bytes,
+            channels_last=form.channels_last,
+        ),
+        precision,
     )
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         aside = Path(folder) / out.name
@@ -127,6 +133,22 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
         form.module.save(built, aside, {**metadata, "export": made})
         take_places(form.files(aside), form.files(out))
     return ExportResult(files=form.files(config.out), precision=precision, parity=parity)
+
+
+def _precision(config: ExportConfig, loaded: LoadedModel) -> Precision:
+    """What the file computes in. Raises `InputError` where it, or the weights, alone are in int8."""
+    is_int8 = bool(loaded.model.config.int8_layers)
+    if is_int8 and "int8" not in config.format.precisions:
+        able = ", ".join(name for name, each in FORMATS.items() if "int8" in each.precisions)
+        raise InputError("this format takes no model in int8", got=config.to, expected=able)
+    precision = config.precision or ("int8" if is_int8 else config.format.precisions[0])
+    if is_int8 != (precision == "int8"):
+        raise InputError(
+            "a model in int8 is exported as that" if is_int8 else "the weights are not in int8",
+            file=loaded.weights, got=f"--precision {precision}",
+            fix="Drop --precision" if is_int8 else "nafnet compress quantize MODEL --calibration STORE",
+        )  # fmt: skip
+    return precision
 
 
 def _raise_without_gpu(config: ExportConfig, loaded: LoadedModel) -> NoReturn:

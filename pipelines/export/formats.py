@@ -19,7 +19,7 @@ from pipelines.models import EXPORTED_SUFFIXES
 SCHEMA_VERSION = 1
 """Of the metadata in exported files."""
 FormatName = Literal["onnx", "openvino", "tensorrt", "torch"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Runner = Callable[[NDArray[Any]], NDArray[Any]]
 """(N, 3, H, W) fp32 in 0…1, or (N, H, W, 3) uint8 where the graph takes bytes → the same."""
 
@@ -71,6 +71,8 @@ class Format:
     """Suffixes of the files that belong to it."""
     min_side_px: int = 1
     """Smallest side of an image that it takes."""
+    channels_last: bool = True
+    """Of the running sums in `Exportable`."""
 
     @property
     def module(self) -> Reader:
@@ -96,7 +98,7 @@ FORMATS: dict[str, Format] = {
         Format(
             name="onnx",
             suffix=".onnx",
-            precisions=("fp32", "fp16"),
+            precisions=("fp32", "fp16", "int8"),
             runtime="onnxruntime",
             to_write=("onnx", "onnxscript", "onnxruntime"),
             to_run=("onnxruntime",),
@@ -104,11 +106,12 @@ FORMATS: dict[str, Format] = {
         Format(
             name="openvino",
             suffix=".xml",
-            precisions=("fp32", "bf16", "fp16"),
+            precisions=("fp32", "bf16", "fp16", "int8"),
             runtime="openvino",
             to_write=("onnx", "onnxscript", "openvino"),
             to_run=("openvino",),
             beside=(".bin",),
+            channels_last=False,
         ),
         Format(
             name="tensorrt",

@@ -15,7 +15,7 @@ from nafnet_core.weights import METADATA_KEY
 from pipelines.export import onnx_format
 from pipelines.export.formats import Precision, Runner, as_runner
 
-_COMPUTES_IN = {"fp32": "f32", "bf16": "bf16", "fp16": "f32"}
+_COMPUTES_IN = {"fp32": "f32", "bf16": "bf16", "fp16": "f32", "int8": "f32"}
 
 
 @dataclass(frozen=True, slots=True)

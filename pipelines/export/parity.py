@@ -42,6 +42,8 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(difference=1e-4, psnr_db=0.005),
     "fp16": Tolerance(difference=2e-2, psnr_db=0.05),
     "bf16": Tolerance(difference=0.15, psnr_db=0.05),
+    # Against the same rounding in torch: a value at the edge of two steps may take either.
+    "int8": Tolerance(difference=0.15, psnr_db=0.05),
 }
 
 
