@@ -40,6 +40,8 @@ class Exportable(nn.Module):
             0…1: then sizes are padded by reflection, and the result is rounded.
         channels_last: whether running sums are of maps with channels last: for ONNX Runtime, which takes the
             values of a row one by one, and in int8 has all else in that order. OpenVINO sums rows soonest.
+        round_outputs: whether convolutions in int8 round what they make, and not only what they are given:
+            ONNX Runtime has no others; OpenVINO would go on in int8 through what follows, and lose more.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Exportable(nn.Module):
         train_patch_px: int | None,
         takes_bytes: bool = False,
         channels_last: bool = True,
+        round_outputs: bool = True,
     ) -> None:
         super().__init__()
         self.takes_bytes, self.stride_px = takes_bytes, model.config.stride_px
@@ -72,6 +75,10 @@ class Exportable(nn.Module):
         self.decoders = nn.ModuleList(
             blocks(stage, stages - 1 - number) for number, stage in enumerate(model.decoders)
         )
+        if not round_outputs:
+            for module in self.modules():
+                if isinstance(module, _RoundedConv):
+                    module.made = nn.Identity()
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -226,7 +233,8 @@ class _RoundedConv(nn.Module):
         super().__init__()
         self.stride, self.padding, self.groups = plain.stride, plain.padding, plain.groups
         self.bias = plain.bias
-        self.given, self.made = (_Grid(values) for values in int8.ranges)
+        self.given: nn.Module = _Grid(int8.ranges[0])
+        self.made: nn.Module = _Grid(int8.ranges[1])
         steps = weight_steps(plain.weight)
         numbers = (plain.weight.detach() / steps.reshape(-1, 1, 1, 1)).round()
         self.register_buffer("weight", numbers.to(torch.int8))

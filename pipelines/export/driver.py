@@ -103,6 +103,7 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
             train_patch_px=patch,
             takes_bytes=config.takes_bytes,
             channels_last=form.channels_last,
+            round_outputs=form.round_outputs,
         ),
         precision,
     )

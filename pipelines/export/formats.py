@@ -72,7 +72,8 @@ class Format:
     min_side_px: int = 1
     """Smallest side of an image that it takes."""
     channels_last: bool = True
-    """Of the running sums in `Exportable`."""
+    """As `Exportable` takes it, and the next."""
+    round_outputs: bool = True
 
     @property
     def module(self) -> Reader:
@@ -112,6 +113,7 @@ FORMATS: dict[str, Format] = {
             to_run=("openvino",),
             beside=(".bin",),
             channels_last=False,
+            round_outputs=False,
         ),
         Format(
             name="tensorrt",

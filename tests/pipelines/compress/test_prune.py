@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from nafnet_core import InputError, NAFNetConfig, load_model, save_model
+from nafnet_core import InputError, load_model, save_model
 from pipelines import registry
 from pipelines.compress import PruneConfig, PruneResult, run_prune
 from pipelines.config import load_config
@@ -18,24 +18,8 @@ from pipelines.models import open_model
 from pipelines.train.initial import write_initial
 from pipelines.workspace import Workspace
 from tests.nafnet_core.networks import lively_network, photo_nchw
+from tests.pipelines.compress.conftest import CONFIG
 from tests.pipelines.conftest import Run
-from tests.pipelines.pairs import make_store, write_pairs
-
-_CONFIG = NAFNetConfig(width=16, enc_blk_nums=(1, 1), middle_blk_num=1, dec_blk_nums=(1, 1))
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = tmp_path_factory.mktemp("pairs")
-    source = write_pairs(root / "pairs", [f"scene/{number}" for number in range(4)])
-    return str(make_store(source, root / "store").root)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "whole.safetensors"
-    save_model(lively_network(_CONFIG), path, metadata={"train_patch_px": 64, "name": "whole"})
-    return path
 
 
 def _prune(model: Path, tmp_path: Path, **options: Any) -> PruneResult:
@@ -109,7 +93,7 @@ def test_what_is_there_already_stays(model: Path, tmp_path: Path) -> None:
         _prune(model, tmp_path, ratio=0.5)
     assert recipe.read_text() == "model: {preset: mobile}\n"
     recipe.unlink()
-    with pytest.raises(InputError, match="would replace the whole one"):
+    with pytest.raises(InputError, match="would replace the one it comes from"):
         run_prune(
             PruneConfig(out=tmp_path / "small.safetensors", macs=0.9),
             open_model(str(tmp_path / "small.safetensors"), Workspace(tmp_path)),
@@ -117,7 +101,7 @@ def test_what_is_there_already_stays(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_network_of_gray_images_is_refused(tmp_path: Path) -> None:
-    gray = lively_network(dataclasses.replace(_CONFIG, img_channel=1))
+    gray = lively_network(dataclasses.replace(CONFIG, img_channel=1))
     save_model(gray, tmp_path / "gray.safetensors", metadata={})
     with pytest.raises(InputError, match="does not restore RGB.*1 channels"):
         _prune(tmp_path / "gray.safetensors", tmp_path, ratio=0.5)

@@ -13,13 +13,15 @@ from PIL import Image
 
 from nafnet_core import CapabilityError, GateError, InputError, NAFNetConfig, load_model, save_model
 from nafnet_core.exportable import Exportable
+from nafnet_core.local_stats import local_statistics
+from nafnet_core.quantization import calibrate, quantize
 from nafnet_core.tiling import restore_image
 from pipelines import console, export, inspect
 from pipelines.export import formats, onnx_format
 from pipelines.export.parity import SIZES_PX, compare, crops
 from pipelines.models import EXPORTED_SUFFIXES, open_model
 from pipelines.workspace import Workspace
-from tests.nafnet_core.networks import lively_network, photo
+from tests.nafnet_core.networks import lively_network, photo, photo_nchw
 from tests.pipelines.conftest import Run
 from tests.pipelines.pairs import write_pairs
 
@@ -317,3 +319,30 @@ def test_pairs_too_small_to_compare_on() -> None:
     small = photo(40, 60)
     with pytest.raises(InputError, match="too small to compare on"):
         crops([(small, small)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_model_in_int8_is_exported_as_that(tmp_path: Path, to: str) -> None:
+    model = lively_network(_SHAPE)
+    ranges = calibrate(model, [photo_nchw(256, 256)])
+    del ranges["ending"]
+    save_model(quantize(model, ranges), tmp_path / "int8.safetensors", metadata={"train_patch_px": _PATCH_PX})
+    out = (tmp_path / "int8").with_suffix(formats.FORMATS[to].suffix)
+    result = _export(tmp_path / "int8.safetensors", out, to=to)
+    assert result.precision == "int8"
+    opened = export.open_exported(out)
+    assert opened.fixed_precision == "int8" and len(opened.model.config.int8_layers or ()) == len(ranges)
+    whole, rounded = model, load_model(tmp_path / "int8.safetensors")[0]
+    lq = photo_nchw(130, 90)
+    with torch.no_grad(), local_statistics(whole, _PATCH_PX), local_statistics(rounded, _PATCH_PX):
+        expected, theirs = rounded(lq), opened.model(lq)
+        loss = (whole(lq) - expected).abs().mean()
+    assert (theirs - expected).abs().mean() < 0.5 * loss  # what int8 does, and not the whole network
+    if to == "onnx":
+        import onnx
+
+        weights = [
+            each for each in onnx.load(out).graph.initializer if each.data_type == onnx.TensorProto.INT8
+        ]
+        assert sum(len(each.dims) == 4 for each in weights) == len(ranges)
