@@ -16,6 +16,8 @@ What differs from `NAFNet.forward`, with the same values to rounding:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -229,6 +231,11 @@ def _copied(conv: nn.Module, *, scale: Tensor | None = None) -> nn.Module:
 class _RoundedConv(nn.Module):
     """A convolution on grids of 8 bits: in ONNX one of bytes, between operators that say their grids."""
 
+    weight: Tensor
+    steps: Tensor
+    zeros: Tensor
+    scale: Tensor | None
+
     def __init__(self, plain: nn.Conv2d, int8: Int8, scale: Tensor | None) -> None:
         super().__init__()
         self.stride, self.padding, self.groups = plain.stride, plain.padding, plain.groups
@@ -252,6 +259,9 @@ class _RoundedConv(nn.Module):
 class _Grid(nn.Module):
     """Rounds to the grid of 8 bits between a lowest and a highest value, (2,)."""
 
+    step: Tensor
+    zero_point: Tensor
+
     def __init__(self, values: Tensor) -> None:
         super().__init__()
         step, zero_point = grid(values)
@@ -270,7 +280,7 @@ def _as_values(numbers: Tensor, steps: Tensor, zero_points: Tensor) -> Tensor:
     """Whole numbers as what they stand for; with as many steps as there are channels, those are of axis 0."""
     if torch.onnx.is_in_onnx_export():
         inputs = (numbers, steps, zero_points)
-        of = {"axis": 0} if steps.dim() else {}
+        of: dict[str, Any] = {"axis": 0} if steps.dim() else {}
         return torch.onnx.ops.symbolic(
             "DequantizeLinear", inputs, of, dtype=torch.float32, shape=numbers.shape
         )
