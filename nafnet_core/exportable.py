@@ -40,6 +40,7 @@ class Exportable(nn.Module):
         train_patch_px: side of the patches that it was trained on, for local statistics; None: global ones.
         takes_bytes: whether images are (N, H, W, 3) uint8 RGB in and out, instead of (N, 3, H, W) float in
             0…1: then sizes are padded by reflection, and the result is rounded.
+        size_px: height and width of all images, where a graph takes one size and one image alone; None: any.
         channels_last: whether running sums are of maps with channels last: for ONNX Runtime, which takes the
             values of a row one by one, and in int8 has all else in that order. OpenVINO sums rows soonest.
         round_outputs: whether convolutions in int8 round what they make, and not only what they are given:
@@ -52,11 +53,12 @@ class Exportable(nn.Module):
         *,
         train_patch_px: int | None,
         takes_bytes: bool = False,
+        size_px: tuple[int, int] | None = None,
         channels_last: bool = True,
         round_outputs: bool = True,
     ) -> None:
         super().__init__()
-        self.takes_bytes, self.stride_px = takes_bytes, model.config.stride_px
+        self.takes_bytes, self.size_px, self.stride_px = takes_bytes, size_px, model.config.stride_px
 
         def blocks(stage: nn.Module, level: int) -> nn.Sequential:
             window = train_patch_px and max(1, int(train_patch_px * WINDOW_PER_PATCH) >> level)
@@ -95,12 +97,14 @@ class Exportable(nn.Module):
         restored = _cropped(self._restored(lq), height, width).permute(0, 2, 3, 1)
         return (restored * 255).round().clamp(0, 255).to(torch.uint8)
 
-    def example(self) -> tuple[Tensor, tuple[int, int, int]]:
-        """An input to trace with, and its free axes: batch, height and width."""
-        height, width = _EXAMPLE_PX
+    def example(self) -> tuple[Tensor, tuple[int, ...]]:
+        """An input to trace with, and its free axes: batch, height and width, or none."""
+        batch, (height, width) = (2, _EXAMPLE_PX) if self.size_px is None else (1, self.size_px)
         if self.takes_bytes:
-            return torch.zeros(2, height, width, 3, dtype=torch.uint8), (0, 1, 2)
-        return torch.zeros(2, 3, height, width), (0, 2, 3)
+            example, free = torch.zeros(batch, height, width, 3, dtype=torch.uint8), (0, 1, 2)
+        else:
+            example, free = torch.zeros(batch, 3, height, width), (0, 2, 3)
+        return example, free if self.size_px is None else ()
 
     def _restored(self, lq: Tensor) -> Tensor:
         x = self.intro(lq)

@@ -30,7 +30,7 @@ app = typer.Typer()
 )
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Weights, run, models:/… or mobile-v1.")],
-    to: Annotated[str, typer.Option("--to", help="onnx, openvino, tensorrt or torch.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, tensorrt, torch or tvm.")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -41,13 +41,22 @@ def export(
         ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16, what the format has. [default: its first]")
+        str | None,
+        typer.Option(help="fp32, bf16 or fp16, what the format has. [default: its first; int8 of int8]"),
     ] = None,
     as_bytes: Annotated[
         bool, typer.Option("--bytes", help="Images are N×H×W×3 bytes, in and out: for other programs.")
     ] = False,
     on: Annotated[
         str | None, typer.Option(help="Store of pairs to compare on. [default: photos of scikit-image]")
+    ] = None,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Of tvm, height and width of all images. [default: 256 256]", metavar="H W"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Of tvm, the processor to compile for, in its JSON. [default: this machine's]"),
     ] = None,
     train_patch: TrainPatchOption = None,
     workspace: WorkspaceOption = None,
@@ -58,13 +67,14 @@ def export(
         from pipelines import export as stage
         from pipelines.models import open_model
 
-        suffix = stage.FORMATS[to].suffix if to in stage.FORMATS else ""
         config = stage.ExportConfig(
             to=to,
-            out=out or Path(_stem(model) + suffix),
+            out=out or Path(_stem(model) + stage.form_of(to, target=target).suffix),
             precision=precision,  # type: ignore[arg-type]
             takes_bytes=as_bytes,
             on=on,
+            size_px=size,
+            target=target,
         )
         loaded = open_model(model, Workspace.find(workspace), train_patch_px=train_patch)
         console.say(f"Model: {loaded.label}")
@@ -99,7 +109,10 @@ def _print(result: ExportResult) -> None:
             "PSNR, dB",
             f"{parity.psnr_db:.3f}; torch {parity.psnr_torch_db:.3f}, blurred {parity.psnr_blurred_db:.3f}",
         ],
-        ["256×256", f"{parity.seconds * 1e3:.0f} ms, in torch fp32 {parity.seconds_torch * 1e3:.0f} ms"],
+        [
+            "{}×{}".format(*parity.timed_px),
+            f"{parity.seconds * 1e3:.0f} ms, in torch fp32 {parity.seconds_torch * 1e3:.0f} ms",
+        ],
         ["MiB", f"{result.num_bytes / 2**20:.2f}"],
     ]
     title = f"Against torch, on {parity.num_crops} crops of {parity.data}"

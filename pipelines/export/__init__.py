@@ -6,7 +6,7 @@ nafnet restore photo.jpg --model mobile-v1.onnx
 """
 
 from pipelines.export.driver import ExportConfig, ExportResult, run
-from pipelines.export.formats import FORMATS, Format
+from pipelines.export.formats import FORMATS, Format, form_of
 from pipelines.export.parity import Parity
 from pipelines.export.running import open_exported, open_runnable
 
@@ -16,6 +16,7 @@ __all__ = [
     "ExportResult",
     "Format",
     "Parity",
+    "form_of",
     "open_exported",
     "open_runnable",
     "run",

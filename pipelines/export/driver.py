@@ -16,8 +16,8 @@ from nafnet_core.exportable import Exportable
 from nafnet_core.kernels import disc_kernel
 from pipelines.calibration import Calibration
 from pipelines.export import tensorrt_format
-from pipelines.export.formats import FORMATS, SCHEMA_VERSION, Format, Precision
-from pipelines.export.parity import Image, Parity, compare
+from pipelines.export.formats import FORMATS, SCHEMA_VERSION, Format, Precision, form_of
+from pipelines.export.parity import SCORED_PX, Image, Parity, compare
 from pipelines.files import make_folder, take_places
 from pipelines.models import LoadedModel
 
@@ -37,10 +37,12 @@ class ExportConfig:
     """Images are (N, H, W, 3) uint8 in and out."""
     on: str | None = None
     """Store of pairs to compare on; None takes photos that scikit-image ships, blurred."""
+    size_px: tuple[int, int] | None = None
+    """Height and width that a format for one size is made for; None takes the format's."""
+    target: str | None = None
+    """What TVM is to compile for, in JSON; None: this machine. Of another one, objects to link there."""
 
     def __post_init__(self) -> None:
-        if self.to not in FORMATS:
-            raise InputError("unknown format", expected=", ".join(FORMATS), got=self.to)
         if self.out.suffix != self.format.suffix:
             raise InputError(
                 "the suffix is the format's", file=self.out, expected=f"NAME{self.format.suffix}"
@@ -53,9 +55,16 @@ class ExportConfig:
             expected = ", ".join(self.format.precisions)
             raise InputError(f"no such precision of {self.to}", expected=expected, got=self.precision)
 
+        for option, given in (("--size", self.size_px), ("--target", self.target)):
+            if given is not None and self.format.size_px is None:
+                raise InputError(f"{option} is of formats for one size", got=self.to, expected="tvm")
+
+        if self.size_px is not None and min(self.size_px) < SCORED_PX:
+            raise InputError("--size", expected=f"sides of {SCORED_PX} px and more", got=self.size_px)
+
     @property
     def format(self) -> Format:
-        return FORMATS[self.to]
+        return form_of(self.to, target=self.target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +104,7 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
         _raise_without_gpu(config, loaded)
     form.check((*form.to_write, *form.to_run), f"export to {config.to}")
     patch, out = loaded.train_patch_px, config.out.absolute()
+    size_px = config.size_px or form.size_px
     pairs, data = _pairs(config.on)
     make_folder(out.parent)
     built = form.module.build(
@@ -102,10 +112,12 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
             loaded.model,
             train_patch_px=patch,
             takes_bytes=config.takes_bytes,
+            size_px=size_px,
             channels_last=form.channels_last,
             round_outputs=form.round_outputs,
         ),
         precision,
+        target=config.target,
     )
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         aside = Path(folder) / out.name
@@ -118,6 +130,7 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
             takes_bytes=config.takes_bytes,
             data=data,
             min_side_px=form.min_side_px,
+            size_px=size_px,
         )
         parity.check(precision, takes_bytes=config.takes_bytes, file=config.out)
         made = {
@@ -126,6 +139,8 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
             "runtime": form.runtime,
             "precision": precision,
             "takes_bytes": config.takes_bytes,
+            "size_px": size_px,
+            "target": config.target,
             "weights_sha256": loaded.digest,
             "parity": parity.lasting(),
             "versions": {name: import_module(name).__version__ for name in ("torch", *form.to_write)},

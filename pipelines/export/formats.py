@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,7 @@ from pipelines.models import EXPORTED_SUFFIXES
 
 SCHEMA_VERSION = 1
 """Of the metadata in exported files."""
-FormatName = Literal["onnx", "openvino", "tensorrt", "torch"]
+FormatName = Literal["onnx", "openvino", "tensorrt", "torch", "tvm"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Runner = Callable[[NDArray[Any]], NDArray[Any]]
 """(N, 3, H, W) fp32 in 0…1, or (N, H, W, 3) uint8 where the graph takes bytes → the same."""
@@ -27,12 +27,18 @@ Runner = Callable[[NDArray[Any]], NDArray[Any]]
 class Writer(Protocol):
     """What a format's module has."""
 
-    def build(self, form: Exportable, precision: Precision) -> Any:
-        """Make the format's own object of the network."""
+    def build(self, form: Exportable, precision: Precision, *, target: str | None = None) -> Any:
+        """Make the format's own object of the network.
+
+        Args:
+            form: the network.
+            precision: what it is to compute in.
+            target: what TVM is to compile it for; None: this machine.
+        """
         ...
 
     def save(self, built: Any, path: Path, metadata: Mapping[str, Any]) -> None:
-        """Write it, with `metadata` (JSON values) inside."""
+        """Write it, with `metadata` (JSON values) inside; without any, to be run here."""
         ...
 
     def open(self, path: Path, precision: Precision, *, num_threads: int) -> Runner:
@@ -71,6 +77,10 @@ class Format:
     """Suffixes of the files that belong to it."""
     min_side_px: int = 1
     """Smallest side of an image that it takes."""
+    size_px: tuple[int, int] | None = None
+    """Height and width of the one size that it is for, unless another is asked for; None: it takes any."""
+    extra: str = "export"
+    """What to install with this package for it."""
     channels_last: bool = True
     """As `Exportable` takes it, and the next."""
     round_outputs: bool = True
@@ -89,7 +99,7 @@ class Format:
         missing = [name for name in modules if find_spec(name) is None]
         if missing:
             raise CapabilityError(
-                f"{what} needs {' and '.join(missing)}", fix="pip install 'nafnet-ray[export]'"
+                f"{what} needs {' and '.join(missing)}", fix=f"pip install 'nafnet-ray[{self.extra}]'"
             )
 
 
@@ -126,8 +136,30 @@ FORMATS: dict[str, Format] = {
         ),
         # Of a side of 1 at the lowest resolution torch.export makes another graph: 32 px with four levels.
         Format(name="torch", suffix=".pt2", precisions=("fp32",), runtime=None, min_side_px=32),
+        Format(
+            name="tvm",
+            suffix=".so",
+            precisions=("fp32",),
+            runtime=None,
+            to_write=("tvm",),
+            beside=(".so.json",),
+            size_px=(256, 256),
+            extra="tvm",
+        ),
     )
 }
+
+
+def form_of(name: str, *, target: str | None = None) -> Format:
+    """The format of this name; for another machine, `target`, TVM's is an archive of objects to link there.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in FORMATS:
+        raise InputError("unknown format", expected=", ".join(FORMATS), got=name)
+    form = FORMATS[name]
+    return form if target is None else replace(form, suffix=".tar", beside=(".tar.json",))
 
 
 def format_of(path: Path) -> Format:

@@ -24,7 +24,7 @@ Image = NDArray[np.uint8]
 SIZES_PX = ((1, 1), (37, 53), (64, 64), (131, 97), (255, 321))
 # One crop as large as a tile, mirrored where the pairs are smaller: what adds up over a map shows there.
 LARGE_PX = (640, 1152)
-_SCORED_PX = 64  # the mean of scores would be that of single pixels else
+SCORED_PX = 64  # the mean of scores would be that of single pixels else
 _TIMED_PX = (256, 256)
 _TIMED_RUNS = 5
 
@@ -61,8 +61,10 @@ class Parity:
     sizes_px: tuple[tuple[int, int], ...]
     data: str
     """What the crops are of."""
+    timed_px: tuple[int, int]
+    """Height and width of the image that was timed."""
     seconds: float
-    """Median of a 256×256 image."""
+    """Median of it."""
     seconds_torch: float
     """The same through the network in torch, in turns with it; fp32."""
 
@@ -92,12 +94,16 @@ class Parity:
             )
 
 
-def crops(pairs: Sequence[tuple[Image, Image]], *, min_side_px: int = 1) -> list[tuple[Image, Image]]:
-    """One crop of each size out of each pair, as far as it is large enough.
+def crops(
+    pairs: Sequence[tuple[Image, Image]], *, min_side_px: int = 1, size_px: tuple[int, int] | None = None
+) -> list[tuple[Image, Image]]:
+    """One crop of each size out of each pair, as far as it is large enough; or all of `size_px`.
 
     Raises:
         InputError: there is none that a score can be taken on.
     """
+    if size_px is not None:
+        return [(_mirrored(lq, size_px), _mirrored(gt, size_px)) for lq, gt in pairs]
     cut = []
     for number, (lq, gt) in enumerate(pairs):
         for height, width in SIZES_PX:
@@ -107,7 +113,7 @@ def crops(pairs: Sequence[tuple[Image, Image]], *, min_side_px: int = 1) -> list
                 box = (slice(top, top + height), slice(left, left + width))
                 cut.append((lq[box], gt[box]))
     if not any(_is_scored(lq) for lq, _ in cut):
-        raise InputError("pairs too small to compare on", expected=f"sides of {_SCORED_PX} px")
+        raise InputError("pairs too small to compare on", expected=f"sides of {SCORED_PX} px")
     lq, gt = max(pairs, key=lambda pair: pair[0].size)
     return [*cut, (_mirrored(lq, LARGE_PX), _mirrored(gt, LARGE_PX))]
 
@@ -121,6 +127,7 @@ def compare(
     takes_bytes: bool,
     data: str,
     min_side_px: int = 1,
+    size_px: tuple[int, int] | None = None,
 ) -> Parity:
     """Run crops of pairs through both.
 
@@ -132,6 +139,7 @@ def compare(
         takes_bytes: whether the runner takes (N, H, W, 3) uint8.
         data: what the pairs are of.
         min_side_px: smaller images are not asked for.
+        size_px: the one size that the runner takes; None: any.
 
     Raises:
         InputError: pairs too small.
@@ -147,7 +155,8 @@ def compare(
     def exported(lq: Image) -> NDArray[Any]:
         return runner(lq[None])[0] if takes_bytes else runner(_floats(lq))[0].transpose(1, 2, 0)
 
-    cut = crops(pairs, min_side_px=min_side_px)
+    cut = crops(pairs, min_side_px=min_side_px, size_px=size_px)
+    timed_px = size_px or _TIMED_PX
     for lq, gt in cut:
         ours, theirs = in_torch(lq), exported(lq)
         scale = 255.0 if takes_bytes else 1.0
@@ -155,7 +164,7 @@ def compare(
         if _is_scored(lq):
             scores.append([_psnr(image, gt) for image in (theirs, ours, lq)])
     theirs_db, ours_db, blurred_db = np.mean(scores, axis=0)
-    seconds = _seconds(exported, in_torch, np.resize(pairs[0][0], (*_TIMED_PX, 3)))
+    seconds = _seconds(exported, in_torch, np.resize(pairs[0][0], (*timed_px, 3)))
     # `max` of Python would pass over what is no number.
     return Parity(
         difference=float(np.max(differences)),
@@ -165,6 +174,7 @@ def compare(
         num_crops=len(cut),
         sizes_px=tuple(sorted({(lq.shape[0], lq.shape[1]) for lq, _ in cut})),
         data=data,
+        timed_px=timed_px,
         seconds=seconds[0],
         seconds_torch=seconds[1],
     )
@@ -204,4 +214,4 @@ def _mirrored(image: Image, size: tuple[int, int]) -> Image:
 
 
 def _is_scored(lq: Image) -> bool:
-    return min(lq.shape[:2]) >= _SCORED_PX
+    return min(lq.shape[:2]) >= SCORED_PX

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -346,3 +347,43 @@ def test_a_model_in_int8_is_exported_as_that(tmp_path: Path, to: str) -> None:
             each for each in onnx.load(out).graph.initializer if each.data_type == onnx.TensorProto.INT8
         ]
         assert sum(len(each.dims) == 4 for each in weights) == len(ranges)
+
+
+def test_a_library_of_tvm_for_here_and_for_elsewhere(weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    from pipelines.export import tvm_format
+
+    result = _export(weights, tmp_path / "lively.so", to="tvm", size_px=(72, 64))
+    library, said = result.files
+    assert result.parity.difference < 1e-5 and result.parity.timed_px == (72, 64)
+    assert result.parity.sizes_px == ((72, 64),)
+    model, _ = load_model(weights)
+    lq = photo_nchw(72, 64)
+    with torch.no_grad(), local_statistics(model, _PATCH_PX):
+        expected = model(lq)
+    made = tvm_format.open(library, "fp32", num_threads=1)(lq.numpy())
+    assert np.abs(made - expected.numpy()).max() < 1e-5 < np.abs(expected.numpy() - lq.numpy()).max()
+    assert json.loads(said.read_text())["export"]["size_px"] == [72, 64]
+
+    phone = '{"kind": "llvm", "mtriple": "aarch64-linux-android"}'
+    objects, _ = _export(weights, tmp_path / "lively.tar", to="tvm", size_px=(64, 64), target=phone).files
+    with tarfile.open(objects) as archive:
+        headers = [archive.extractfile(name).read(20) for name in archive.getnames()]  # type: ignore[union-attr]
+    assert headers and all(head[:4] == b"\x7fELF" and head[18] == 183 for head in headers)  # of AArch64
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"to": "tvm", "size_px": (63, 64)}, "sides of 64 px"),
+        ({"to": "tvm", "target": "{}"}, r"NAME\.tar"),
+        ({"to": "tvm", "target": "phone", "out": "x.tar"}, "knows no such target.*phone.*mtriple"),
+        ({"to": "onnx", "size_px": (64, 64), "out": "x.onnx"}, "--size.*tvm"),
+    ],
+)
+def test_what_tvm_cannot_be_asked(weights: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    pytest.importorskip("tvm")
+    asked = {"out": "x.so", **options}
+    with pytest.raises(InputError, match=words):
+        _export(weights, tmp_path / asked.pop("out"), **asked)
+    assert not list(tmp_path.iterdir())
