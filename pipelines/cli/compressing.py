@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import console
-from pipelines.cli.shared import JsonOption, WorkspaceOption, on_a_disk, output_to, print_lines
+from pipelines.cli.shared import (
+    JsonOption,
+    OutOption,
+    TrainPatchOption,
+    WorkspaceOption,
+    on_a_disk,
+    output_to,
+    print_lines,
+    stoppable,
+)
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipelines.compress import PruneResult
+    from pipelines.compress import DeployTable, PruneResult
 
 app = typer.Typer(no_args_is_help=True, help="Make models smaller and faster, and tell what that loses.")
 
@@ -72,6 +81,85 @@ def prune(
             output.print_json(result.to_dict())
         else:
             _print_pruned(loaded.label, result)
+
+
+@app.command(
+    epilog="Example: nafnet compress report mobile-v1 pruned.safetensors mobile-v1.onnx --on test-store"
+)
+def report(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Weights, run, models:/…, mobile-v1 or exported file. The first is the reference.",
+        ),
+    ],
+    on: Annotated[str, typer.Option("--on", help="Store or folder of pairs to score on, not trained on.")],
+    out: OutOption = Path("report"),
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of weights: fp32 or bf16; repeatable. [default: fp32, and bf16 where the processor has it]"
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Rounds of timing; each model once in each.")] = 7,
+    train_patch: TrainPatchOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Models side by side: size, PSNR, SSIM, latency and memory, as Markdown, CSV and a picture."""
+    with output_to(as_json) as output:
+        from pipelines import compress as stage
+        from pipelines.scoring.pairs import Pairs
+
+        contenders = stage.find_contenders(
+            models,
+            Workspace.find(workspace),
+            precisions=precision or (),  # type: ignore[arg-type]
+            train_patch_px=train_patch,
+        )
+        if train_patch is None:
+            for name in dict.fromkeys(each.name for each in contenders if each.train_patch_px is None):
+                console.say(f"Local statistics of {name} are off: it does not say its training patch")
+        pairs = Pairs(on)
+        stage.check_out(out)
+        with (
+            stoppable("nothing is written", fix="The same command begins anew"),
+            console.progress("report", "steps") as update,
+        ):
+            table = stage.measure(contenders, pairs, runs=runs, on_step=update)
+        files = stage.write(out, [table])
+        if output.as_json:
+            output.print_json({**table.to_dict(), "files": files})
+        else:
+            _print_report(table)
+            print_lines(*(f"Written: {file}" for file in files))
+
+
+def _print_report(table: DeployTable) -> None:
+    from pipelines.compress.table import score_cells
+
+    columns = [
+        "",
+        "model",
+        "PSNR, dB",
+        "loss, dB",
+        "SSIM",
+        "MiB",
+        "256×256, ms",
+        "1280×720, ms",
+        "×",
+        "peak, MiB",
+    ]
+    rows = [
+        [
+            number, row.label, *score_cells(row), f"{row.file_mib:.2f}", f"{row.latency_256_ms:.1f}",
+            f"{row.latency_720p_ms:.0f}", f"{row.speedup_720p:.2f}", f"{row.peak_memory_mib:.0f}",
+        ]
+        for number, row in enumerate(table.rows, 1)
+    ]  # fmt: skip
+    console.table("Deployment", columns, rows)
+    print_lines(table.scores_told(), *filter(None, [table.warning()]), table.times_told())
 
 
 def _print_pruned(label: str, result: PruneResult) -> None:
