@@ -72,28 +72,49 @@ def _set_limits(axes: Axes, points: NDArray[np.float64]) -> None:
 
 
 def _write_numbers(figure: Figure, axes: Axes, points: NDArray[np.float64], labels: Sequence[str]) -> None:
-    """Write each number where neither a point nor another number is."""
+    """Write each number beside its point, with a line between."""
     figure.draw_without_rendering()  # what is where is known only then
     scale = 72 / figure.dpi
-    at_pt = axes.transData.transform(points) * scale
-    frame = axes.get_window_extent().extents * scale
-    taken = [_box(x, y, _DOT_PT, _DOT_PT) for x, y in at_pt]
-    for point, (x, y), label in zip(points, at_pt, labels, strict=True):
-        size = (_CHAR_PT * len(label), _LINE_PT)
-        places = [(dx * r, dy * r) for r in _DISTANCES_PT for dx, dy in _DIRECTIONS]
-        boxes = [_box(x + dx, y + dy, *size) for dx, dy in places]
-        free = [
-            index
-            for index, box in enumerate(boxes)
-            if _inside(box, frame) and not any(_overlap(box, other) for other in taken)
-        ]
-        best = free[0] if free else 0
-        taken.append(boxes[best])
+    offsets = place_labels(
+        axes.transData.transform(points) * scale,
+        [_CHAR_PT * len(label) for label in labels],
+        tuple(axes.get_window_extent().extents * scale),
+    )
+    for point, offset, label in zip(points, offsets, labels, strict=True):
         axes.annotate(
-            label, xy=(point[0], point[1]), xytext=places[best], textcoords="offset points",
+            label, xy=(point[0], point[1]), xytext=offset, textcoords="offset points",
             ha="center", va="center", size=_TEXT_PT,
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2},
         )  # fmt: skip
+
+
+def place_labels(
+    points: NDArray[np.float64], widths: Sequence[float], frame: Box
+) -> list[tuple[float, float]]:
+    """Where labels stand so that they cover neither points nor each other, as far as there is room.
+
+    Args:
+        points: (N, 2), in typographic points of 1/72 inch, as all lengths here.
+        widths: of the labels.
+        frame: what they must stay within.
+
+    Returns:
+        From each point to the middle of its label.
+    """
+    taken = [_box(x, y, _DOT_PT, _DOT_PT) for x, y in points]
+    offsets = []
+    for (x, y), width in zip(points, widths, strict=True):
+        places = [(dx * far, dy * far) for far in _DISTANCES_PT for dx, dy in _DIRECTIONS]
+        boxes = [_box(x + dx, y + dy, width, _LINE_PT) for dx, dy in places]
+        free = [
+            number
+            for number, box in enumerate(boxes)
+            if _inside(box, frame) and not any(_overlap(box, other) for other in taken)
+        ]
+        chosen = free[0] if free else 0
+        taken.append(boxes[chosen])
+        offsets.append(places[chosen])
+    return offsets
 
 
 def _box(x: float, y: float, width: float, height: float) -> Box:
@@ -106,7 +127,7 @@ def _overlap(first: Box, second: Box) -> bool:
     )  # fmt: skip
 
 
-def _inside(box: Box, frame: Sequence[float]) -> bool:
+def _inside(box: Box, frame: Box) -> bool:
     return frame[0] < box[0] and box[2] < frame[2] and frame[1] < box[1] and box[3] < frame[3]
 
 

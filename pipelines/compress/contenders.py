@@ -72,7 +72,8 @@ class Contender:
 
     @property
     def macs_share(self) -> float:
-        """Share of the multiply-accumulates that pruning left; 1 of a whole network."""
+        """Share of the multiply-accumulates that pruning left: against expansions of 2, the paper's; 1 of a
+        whole network."""
         return self.macs(256, 256) / _unpruned(self.config).num_macs(256, 256)
 
 
@@ -166,4 +167,5 @@ def _name(spec: str, loaded: LoadedModel) -> str:
 
 
 def _unpruned(config: NAFNetConfig) -> NAFNetConfig:
-    return replace(config, dw_channels=None, ffn_channels=None)
+    # Gates that all lost one half come as an expansion of 1: a state dict says its widths, and no more.
+    return replace(config, dw_channels=None, ffn_channels=None, dw_expand=2, ffn_expand=2)

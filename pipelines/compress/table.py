@@ -31,7 +31,7 @@ class Row:
     preset: str | None
     """Shape before any pruning; None where that has no name."""
     macs_share: float
-    """Of the multiply-accumulates, what pruning left; 1 of a whole network."""
+    """Of the multiply-accumulates, what pruning left: against expansions of 2; 1 of a whole network."""
     backend: str
     precision: str
     parameters: int
@@ -180,8 +180,7 @@ def _document_table(table: DeployTable, first: int) -> Table:
         [
             str(number), row.model, row.preset or "–", f"{row.macs_share:.2f}", row.backend, row.precision,
             f"{row.parameters:,}", f"{row.file_mib:.2f}", f"{row.gmacs:.2f}", *score_cells(row),
-            f"{row.latency_256_ms:.1f}", f"{row.speedup_256:.2f}", f"{row.latency_720p_ms:.0f}",
-            f"{row.speedup_720p:.2f}", f"{row.peak_memory_mib:.0f}",
+            *time_cells(row), f"{row.peak_memory_mib:.0f}",
         ]
         for number, row in enumerate(table.rows, first)
     ]  # fmt: skip
@@ -193,3 +192,13 @@ def score_cells(row: Row) -> list[str]:
     values = ((row.psnr_db, 2), (row.loss_db, 3), (row.ssim, 4))
     # Rounded first: a loss of -0.0001 is none, and no "-0.000".
     return ["–" if value is None else f"{round(value, n) + 0.0:.{n}f}" for value, n in values]
+
+
+def time_cells(row: Row) -> list[str]:
+    """Latency and how many times faster than the reference, of the small image and of the frame."""
+    return [
+        f"{row.latency_256_ms:.1f}",
+        f"{row.speedup_256:.2f}",
+        f"{row.latency_720p_ms:.0f}",
+        f"{row.speedup_720p:.2f}",
+    ]
