@@ -57,8 +57,8 @@ def main() -> None:
     with _work_folder(options.work) as work:
         root = os.environ.get("NAFNET_DATA")
         choosing, photos = photos_of(Path(root) if root else None)
-        judged_by = _store(work / "choosing", choosing)
-        test = _store(work / f"shakes-{options.images}", photos[-options.images :])
+        judged_by = _store(work, "choosing", choosing)
+        test = _store(work, f"shakes-{options.images}", photos[-options.images :])
         specs = {name: _build(name, work, judged_by) for name in wanted}
         if options.build:
             return
@@ -104,9 +104,9 @@ def _work_folder(given: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _store(place: Path, photos: Sequence[tuple[str, Image]]) -> str:
+def _store(work: Path, name: str, photos: Sequence[tuple[str, Image]]) -> str:
     """A store of photos, whole, each under a shake of its own; one that is there is kept."""
-    store, pairs = place / "store", place / "pairs"
+    store, pairs = work / "stores" / name, work / "pairs" / name
     if (store / prepare.MANIFEST).is_file():
         return str(store)
     for pair in blurred(photos, "shake", _SHAKES_PX):

@@ -77,7 +77,7 @@ def _write_numbers(figure: Figure, axes: Axes, points: NDArray[np.float64], labe
     scale = 72 / figure.dpi
     offsets = place_labels(
         axes.transData.transform(points) * scale,
-        [_CHAR_PT * len(label) for label in labels],
+        [_CHAR_PT * (len(label) + 0.5) for label in labels],
         tuple(axes.get_window_extent().extents * scale),
     )
     for point, offset, label in zip(points, offsets, labels, strict=True):

@@ -66,15 +66,11 @@ class Contender:
         """Of all of its files."""
         return sum(file.stat().st_size for file in self.files) / 2**20
 
-    def macs(self, height_px: int, width_px: int) -> int:
-        """Multiply-accumulates for an image."""
-        return self.config.num_macs(height_px, width_px)
-
     @property
     def macs_share(self) -> float:
         """Share of the multiply-accumulates that pruning left: against expansions of 2, the paper's; 1 of a
         whole network."""
-        return self.macs(256, 256) / _unpruned(self.config).num_macs(256, 256)
+        return self.config.num_macs(256, 256) / _unpruned(self.config).num_macs(256, 256)
 
 
 def find_contenders(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -88,7 +90,9 @@ def peak_memory_mib(contender: Contender) -> float:
     Raises:
         CapabilityError: the process was killed, as for want of memory.
     """
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+    # Ctrl-C goes to all processes of a terminal; this one is to end without a word.
+    quiet = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=quiet) as pool:
         try:
             return pool.submit(_growth_mib, contender, torch.get_num_threads()).result()
         except BrokenProcessPool as error:

@@ -14,6 +14,7 @@ from pipelines.compress.chart import draw_chart
 from pipelines.compress.contenders import Contender
 from pipelines.compress.measuring import SIZES_PX, latencies, peak_memory_mib, speedups
 from pipelines.compress.table import PICTURE, DeployTable, Row, as_csv, as_markdown
+from pipelines.evaluate.pages import short_name
 from pipelines.evaluate.summary import means
 from pipelines.files import make_folder, written_aside
 from pipelines.scoring.pairs import Pairs
@@ -114,7 +115,7 @@ def write(out: Path, tables: Sequence[DeployTable]) -> list[Path]:
     }
     if numbered:
         scored = next(table for table in tables if table.psnr_blurred_db is not None)
-        title = f"{Path(scored.data or '').name}: blurred input {scored.psnr_blurred_db:.2f} dB"
+        title = f"{short_name(scored.data or '')}: blurred input {scored.psnr_blurred_db:.2f} dB"
         contents = {PICTURE: draw_chart(numbered, title=title), **contents}
         files.append(out / PICTURE)
     else:
@@ -155,7 +156,7 @@ def _row(
         precision=contender.precision,
         parameters=contender.num_parameters,
         file_mib=contender.file_mib,
-        gmacs=contender.macs(*_FRAME_PX) / 1e9,
+        gmacs=contender.config.num_macs(*_FRAME_PX) / 1e9,
         psnr_db=psnr_db,
         loss_db=None if psnr_db is None or reference_db is None else reference_db - psnr_db,
         ssim=scores.get("ssim_restored"),

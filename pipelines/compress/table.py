@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.counting import counted
 from pipelines.evaluate.document import Block, Chart, Document, Heading, Paragraph, Table, markdown
+from pipelines.evaluate.pages import short_name
 
 LEAST_GAIN_DB = 1.0
 """What the reference must gain over the blurred input for losses to mean something."""
@@ -90,7 +91,7 @@ class DeployTable:
             return "Not scored."
         ssim = "" if self.ssim_blurred is None else f", SSIM {self.ssim_blurred:.4f}"
         return (
-            f"Scores are means over {counted(self.num_images, 'image')} of {self.data}. "
+            f"Scores are means over {counted(self.num_images, 'image')} of {short_name(self.data or '')}. "
             f"Blurred input: {self.psnr_blurred_db:.2f} dB{ssim}."
         )
 

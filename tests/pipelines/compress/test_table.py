@@ -94,7 +94,7 @@ def test_csv_has_every_figure_in_full() -> None:
 
 def test_markdown_tells_what_was_measured() -> None:
     page = as_markdown([_TABLE], machine="a processor", picture=True)
-    assert "means over 50 images of /data/test-store. Blurred input: 23.68 dB, SSIM 0.7000" in page
+    assert "means over 50 images of test-store. Blurred input: 23.68 dB, SSIM 0.7000" in page
     assert "Reference: mobile-v1, torch fp32. Times: 7 rounds on 2 threads. a processor." in page
     assert "say little" not in page and "](report.png)" in page
     line = next(line for line in page.splitlines() if line.startswith("| 2 "))
