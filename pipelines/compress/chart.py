@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _DPI = 110
 _LEAST_SPAN_DB = 0.1  # or rounding errors fill the picture
 _MARGIN_SHARE = 0.12
+_WIDE = 5.0  # largest over smallest latency, from which on the axis is logarithmic
 _TEXT_PT = 9.0
 _CHAR_PT, _LINE_PT = 6.0, 9.0  # room for a digit
 _DOT_PT = 7.0
@@ -53,7 +54,6 @@ def draw_chart(numbered: Sequence[tuple[int, Row]], *, title: str) -> bytes:
     _set_limits(axes, points)
     axes.set_xlabel("latency at 1280×720, ms")
     axes.set_ylabel("PSNR, dB")
-    axes.ticklabel_format(useOffset=False)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     _write_numbers(figure, axes, points, [str(place) for place, _ in numbered])
@@ -63,10 +63,22 @@ def draw_chart(numbered: Sequence[tuple[int, Row]], *, title: str) -> bytes:
 
 
 def _set_limits(axes: Axes, points: NDArray[np.float64]) -> None:
-    low, high = points.min(axis=0), points.max(axis=0)
-    least = np.array([0.1 * high[0] or 1.0, _LEAST_SPAN_DB])
+    """Room around the points; latencies on a logarithmic axis where they are of several magnitudes."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    is_wide = bool(points[:, 0].min() > 0 and points[:, 0].max() > _WIDE * points[:, 0].min())
+    shown = np.column_stack([np.log10(points[:, 0]) if is_wide else points[:, 0], points[:, 1]])
+    low, high = shown.min(axis=0), shown.max(axis=0)
+    least = np.array([0.1 * abs(high[0]) or 1.0, _LEAST_SPAN_DB])
     half = np.maximum(high - low, least) * (0.5 + _MARGIN_SHARE)
     (left, bottom), (right, top) = (low + high) / 2 - half, (low + high) / 2 + half
+    axes.ticklabel_format(useOffset=False)
+    if is_wide:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        left, right = 10**left, 10**right
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
 

@@ -127,9 +127,10 @@ def test_nothing_is_no_negative_loss() -> None:
     assert score_cells(_UNSCORED) == ["–", "–", "–"]
 
 
-@pytest.mark.parametrize("number", [1, 14])
-def test_the_picture_is_drawn(number: int) -> None:
-    rows = [replace(_ROW, model=f"$m${n}", latency_720p_ms=700.0 + n % 2) for n in range(number)]
+@pytest.mark.parametrize(("number", "slowest_ms"), [(1, 700.0), (14, 701.0), (14, 20_000.0)])
+def test_the_picture_is_drawn(number: int, slowest_ms: float) -> None:
+    times = [700.0, slowest_ms]
+    rows = [replace(_ROW, model=f"$m${n}", latency_720p_ms=times[n % 2]) for n in range(number)]
     content = draw_chart(list(enumerate(rows, 1)), title="$a$ store")
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None and min(image.shape[:2]) > 400 and image.std() > 5
