@@ -226,9 +226,10 @@ def test_the_command(
     assert (first["model"], second["model"]) == ("whole.safetensors", "narrow.safetensors")
     assert float(second["macs_share"]) < 1 == float(first["macs_share"])
 
-    code, told_json, _ = run(*words, "--json")
+    code, told_json, told = run(*words, "--json")
+    assert code == 0, told
     content = json.loads(told_json)
-    assert code == 0 and [row["model"] for row in content["rows"]] == [first["model"], second["model"]]
+    assert [row["model"] for row in content["rows"]] == [first["model"], second["model"]]
     assert content["rows"][1]["psnr_db"] == float(second["psnr_db"]) and content["warning"]
     assert content["files"][0] == str(out / "report.md")
 
