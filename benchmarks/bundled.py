@@ -34,12 +34,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from skimage import data, filters, restoration
-from sklearn.datasets import load_sample_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks._photos import Image, blurred, photos_of, shipped  # noqa: E402
 from benchmarks._rows import Rows, row, show  # noqa: E402
-from nafnet_core.blur import BlurKind, degrade, draw_degradation, sample_rng  # noqa: E402
+from nafnet_core.blur import BlurKind  # noqa: E402
 from nafnet_core.kernels import gaussian_kernel  # noqa: E402
 from nafnet_core.model import NAFNet  # noqa: E402
 from pipelines import Restorer  # noqa: E402
@@ -51,10 +51,8 @@ from pipelines.scoring.image import score_image  # noqa: E402
 from pipelines.shards import Pair  # noqa: E402
 from pipelines.synth.kernels import read_kernels  # noqa: E402
 
-Image = NDArray[np.uint8]
 Method = Callable[[Image], Image]
 
-_SEED = 2026
 _SHAKES = ((1, 5), (5, 10), (10, 15), (15, 20), (20, 28))
 _OTHERS: dict[str, tuple[BlurKind, tuple[int, int]]] = {
     "shake with roll, 3 to 18 px": ("varying", (3, 18)),
@@ -65,7 +63,7 @@ _OTHERS: dict[str, tuple[BlurKind, tuple[int, int]]] = {
 _TRAINED = "shake, 3 to 18 px"
 _SHARP, _GOPRO, _SMALL = "sharp photos", "GoPro, 1280×720", "GoPro, 320×180"
 _SMALL_SIZE = (320, 180)
-_CHOSEN_ON, _SETTINGS_ON = 50, 16
+_SETTINGS_ON = 16
 _CASES: tuple[BlurKind, ...] = ("shake", "varying", "defocus")
 _CASE_SIZES_PX = (6, 12)
 _FRONT_PAGE = ("astronaut", "china")
@@ -87,9 +85,9 @@ def main() -> None:
         _draw_cases(Restorer(options.model), options.out or Path("."))
         return
     root = os.environ.get("NAFNET_DATA")
-    choosing, photos = _photos(Path(root) if root else None)
+    choosing, photos = photos_of(Path(root) if root else None)
     if options.only == "blocks":
-        _tell_blocks(options.model, list(_blurred(choosing[: options.images], "shake", (3, 18))))
+        _tell_blocks(options.model, list(blurred(choosing[: options.images], "shake", (3, 18))))
         return
     choosing, photos = choosing[: options.images], photos[-options.images :]
     classic = _classic(choosing[:_SETTINGS_ON])
@@ -124,41 +122,12 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _photos(root: Path | None) -> tuple[list[tuple[str, Image]], list[tuple[str, Image]]]:
-    """Photos to choose on, and to be judged by."""
-    if root is None:
-        shipped = _shipped()
-        return shipped[:2], shipped[2:]
-    files = sorted((root / "sharp" / "bsds500" / "val").glob("*.jpg"))
-    named = [(file.stem, read_rgb_u8(file)) for file in files]
-    return named[:_CHOSEN_ON], named[_CHOSEN_ON:]
-
-
-def _shipped() -> list[tuple[str, Image]]:
-    """Photos of scikit-image and scikit-learn, none of which was trained on."""
-    found = [(name, getattr(data, name)()) for name in ("coffee", "rocket", "chelsea", "astronaut")]
-    return found + [(name, load_sample_image(f"{name}.jpg")) for name in ("flower", "china")]
-
-
-def _blurred(
-    photos: Sequence[tuple[str, Image]], kind: BlurKind, sizes: tuple[int, int], kernels: Sequence = ()
-) -> Iterator[Pair]:
-    """Each photo with a blur of its own, the same in every run."""
-    for number, (key, photo) in enumerate(photos):
-        rng = sample_rng(_SEED, number)
-        drawn = draw_degradation(
-            rng, kinds=(kind,), min_size_px=sizes[0], max_size_px=sizes[1], max_noise=0.004, encoded_share=0.5
-        )
-        blurred = degrade(photo, drawn, rng, measured_kernels=kernels)
-        yield Pair(key=key, scene=kind, lq=blurred, gt=photo)
-
-
 def _sets(photos: Sequence[tuple[str, Image]], root: Path | None) -> dict[str, Iterator[Pair]]:
-    sets: dict[str, Iterator[Pair]] = {_TRAINED: _blurred(photos, "shake", (3, 18))}
-    sets |= {f"shake, {low} to {high} px": _blurred(photos, "shake", (low, high)) for low, high in _SHAKES}
+    sets: dict[str, Iterator[Pair]] = {_TRAINED: blurred(photos, "shake", (3, 18))}
+    sets |= {f"shake, {low} to {high} px": blurred(photos, "shake", (low, high)) for low, high in _SHAKES}
     kernels = [found.kernel for found in read_kernels(root / "kernels" / "levin2009")] if root else []
     sets |= {
-        name: _blurred(photos, kind, sizes, kernels)
+        name: blurred(photos, kind, sizes, kernels)
         for name, (kind, sizes) in _OTHERS.items()
         if kernels or kind != "measured"
     }
@@ -213,7 +182,7 @@ def _tell_blocks(spec: str, pairs: Sequence[Pair]) -> None:
 
 def _classic(choosing: Sequence[tuple[str, Image]]) -> dict[str, Method]:
     """Unsharp masking, Richardson–Lucy and Wiener, each at its best settings on the photos to choose on."""
-    pairs = list(_blurred(choosing, "shake", (3, 18)))
+    pairs = list(blurred(choosing, "shake", (3, 18)))
     families: dict[str, list[Method]] = {
         "unsharp masking": [
             partial(_unsharp, radius=radius, amount=amount)
@@ -298,7 +267,7 @@ def _draw_cases(restorer: Restorer, folder: Path) -> None:
     """Shipped photos with three kinds of blur: lowest gain, middle and highest; and two photos, shaken."""
     cases = {}
     for kind in _CASES:
-        for pair in _blurred(_shipped(), kind, _CASE_SIZES_PX):
+        for pair in blurred(shipped(), kind, _CASE_SIZES_PX):
             restored = restorer(pair.lq)
             score = score_image(pair.key, kind, pair.lq, restored, pair.gt)
             cases[pair.key, kind] = (score, pair, restored)

@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import console
-from pipelines.cli.shared import JsonOption, WorkspaceOption, on_a_disk, output_to, print_lines
+from pipelines.cli.shared import (
+    JsonOption,
+    OutOption,
+    TrainPatchOption,
+    WorkspaceOption,
+    on_a_disk,
+    output_to,
+    print_lines,
+    stoppable,
+)
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipelines.compress import PruneResult, QuantizeResult
+    from pipelines.compress import DeployTable, PruneResult, QuantizeResult
 
 app = typer.Typer(no_args_is_help=True, help="Make models smaller and faster, and tell what that loses.")
 
@@ -133,6 +142,77 @@ def _print_quantized(label: str, result: QuantizeResult) -> None:
             "Win back what was lost:",
             f"  nafnet train --config {result.recipe} --data STORE --val TEST_STORE",
         )
+
+
+@app.command(
+    epilog="Example: nafnet compress report mobile-v1 pruned.safetensors mobile-v1.onnx --on test-store"
+)
+def report(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Weights, run, models:/…, mobile-v1 or exported file. The first is the reference.",
+        ),
+    ],
+    on: Annotated[str, typer.Option("--on", help="Store or folder of pairs to score on, not trained on.")],
+    out: OutOption = Path("report"),
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of weights: fp32 or bf16; repeatable. [default: fp32, and bf16 where the processor has it]"
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Rounds of timing; each model once in each.")] = 7,
+    train_patch: TrainPatchOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Models side by side: size, PSNR, SSIM, latency and memory, as Markdown, CSV and a picture."""
+    with output_to(as_json) as output:
+        from pipelines import compress as stage
+        from pipelines.scoring.pairs import Pairs
+
+        contenders = stage.find_contenders(
+            models,
+            Workspace.find(workspace),
+            precisions=precision or (),  # type: ignore[arg-type]
+            train_patch_px=train_patch,
+        )
+        if train_patch is None:
+            for name in dict.fromkeys(each.name for each in contenders if each.train_patch_px is None):
+                console.say(f"Local statistics of {name} are off: it does not say its training patch")
+        pairs = Pairs(on)
+        stage.check_out(out)
+        with (
+            stoppable("nothing is written", fix="The same command begins anew"),
+            console.progress("report", "steps") as update,
+        ):
+            table = stage.measure(contenders, pairs, runs=runs, on_step=update)
+        files = stage.write(out, [table])
+        if output.as_json:
+            output.print_json({**table.to_dict(), "files": files})
+        else:
+            _print_report(table)
+            print_lines(*(f"Written: {file}" for file in files))
+
+
+def _print_report(table: DeployTable) -> None:
+    from pipelines.compress.table import score_cells, time_cells
+
+    numbered = list(enumerate(table.rows, 1))
+    # Two tables: all columns in one leave no room for names.
+    console.table(
+        "Size and scores",
+        ["", "model", "MiB", "PSNR, dB", "loss, dB", "SSIM"],
+        [[number, row.label, f"{row.file_mib:.2f}", *score_cells(row)] for number, row in numbered],
+    )
+    console.table(
+        "Time, × against the first, and memory",
+        ["", "256×256, ms", "×", "1280×720, ms", "×", "peak, MiB"],
+        [[number, *time_cells(row), f"{row.peak_memory_mib:.0f}"] for number, row in numbered],
+    )
+    print_lines(table.scores_told(), *filter(None, [table.warning()]), table.times_told())
 
 
 def _print_pruned(label: str, result: PruneResult) -> None:
