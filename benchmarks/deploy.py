@@ -4,10 +4,11 @@
     NAFNET_DATA=~/data python benchmarks/deploy.py --work work --out docs/deploy     # on a machine at rest
     python benchmarks/deploy.py --images 2 --runs 1 --only mobile-v1                 # a try
 
-`mobile-v1`, whole, pruned and in int8, is scored on the last 50 photos of `bsds500/val` under shakes of 3 to 18 px;
-by the first 50 channels are judged, and the exports' gate looks at them. Without NAFNET_DATA: photos that
-scikit-image ships. `width32` has random weights, so that only its size, time and memory tell; each of its graphs takes minutes
-to build, so there is one a runtime. It is held against what users otherwise run, an eager NCHW network in fp32 with the same weights. All by the code of
+`mobile-v1`, whole, pruned and in int8, is scored on the last 50 photos of `bsds500/val` under shakes of 3 to
+18 px; on the first 50 channels are judged and int8 is calibrated, and the exports' gate looks at them.
+Without NAFNET_DATA: photos that scikit-image ships. `width32` has random weights, so that only its size, time
+and memory tell; each of its graphs takes minutes to build, so there is one a runtime. It is held against what
+users otherwise run, an eager NCHW network in fp32 with the same weights. All by the code of
 `nafnet compress report`, with threads that sleep while they wait, as in every command.
 """
 
@@ -148,7 +149,7 @@ def _build(name: str, work: Path, store: str) -> list[str]:
 def _exports(
     spec: str, stem: str, work: Path, store: str, *, only: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Files for each runtime that is installed, in each precision, or the `only` one, that passes the gate."""
+    """Files for each runtime that is installed, in each precision, or the `only` one, that holds."""
     files = []
     loaded = open_model(spec, Workspace(work))
     for form in export.FORMATS.values():
