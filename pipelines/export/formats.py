@@ -89,6 +89,11 @@ class Format:
                 f"{what} needs {' and '.join(missing)}", fix="pip install 'nafnet-ray[export]'"
             )
 
+    @property
+    def can_run(self) -> bool:
+        """Whether what runs it is installed."""
+        return self.runtime is not None and all(find_spec(name) is not None for name in self.to_run)
+
 
 FORMATS: dict[str, Format] = {
     each.name: each
