@@ -18,6 +18,7 @@ from typing import Any
 from safetensors.torch import save
 
 from nafnet_core import InputError
+from nafnet_core.foreign import ForeignNetwork
 from nafnet_core.model import NAFNet
 from pipelines.export.driver import ExportConfig, ExportResult, run
 from pipelines.export.formats import FORMATS, Format, FormatName, Precision
@@ -81,13 +82,15 @@ class Kept:
         return {"schema_version": SCHEMA_VERSION, **content}
 
     def open(self, loaded: LoadedModel, *, num_threads: int) -> LoadedModel:
-        """The export in its runtime, called after the model that it was made of.
+        """The export in its runtime, called after the model that it was made of, which mends broken tiles.
 
         Raises:
             InputError: its runtime does not take it.
             CapabilityError: its runtime is not installed.
         """
         opened = open_exported(self.path, num_threads=num_threads)
+        assert isinstance(opened.model, ForeignNetwork) and isinstance(loaded.model, NAFNet)
+        opened.model.in_torch = loaded.model
         # Of these weights: the export may have been made of another file with the same tensors.
         made = {**opened.metadata["export"], "weights_sha256": loaded.digest}
         return replace(

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nafnet_core import CapabilityError, InputError
+from nafnet_core import CapabilityError, InputError, NAFNetError
 from pipelines.export.formats import FORMATS
 from pipelines.export.kept import NOTE, Kept, place_of, read_kept
 from pipelines.files import make_folder, replaced_folder
@@ -136,11 +136,11 @@ def _split(version: str) -> tuple[str, str]:
 @contextmanager
 def _asking(workspace: Workspace) -> Iterator[MlflowClient]:
     client = mlflow_client(workspace)
-    from mlflow.exceptions import MlflowException
-
     try:
         yield client
-    except MlflowException as error:
+    except NAFNetError:
+        raise
+    except Exception as error:  # MLflow's, or those of whatever store keeps its artifacts
         uri = str(client.tracking_uri)
         raise CapabilityError(
             "the registry does not give or take an export", file=public(uri), got=reason(error, uri)

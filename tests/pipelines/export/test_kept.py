@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from nafnet_core import CapabilityError, GateError, InputError, load_model, save_model
-from nafnet_core.tiling import restore_image
+from nafnet_core.foreign import ForeignNetwork
+from nafnet_core.tiling import TileOptions, restore_image, restore_images
 from pipelines import export
 from pipelines.export import choosing, formats, parity, timing
 from pipelines.export.kept import NOTE, read_kept
@@ -73,6 +74,19 @@ def test_a_kept_export_says_what_it_is(folder: Path, loaded: LoadedModel) -> Non
         restore_image(each.model, image, train_patch_px=PATCH_PX, tile_px=None) for each in (loaded, opened)
     )
     assert np.abs(ours.astype(int) - image).max() > 8 and np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def test_a_tile_that_it_breaks_is_done_again_in_torch(folder: Path, loaded: LoadedModel) -> None:
+    opened = read_kept(folder).open(loaded, num_threads=1)
+    foreign, image = opened.model, photo(64, 96)
+    assert isinstance(foreign, ForeignNetwork)
+    foreign._run = lambda lq: np.full_like(lq, 1e4)
+    (result,) = restore_images(foreign, [image], TileOptions(train_patch_px=PATCH_PX, guard=True))
+    assert (result.num_redone, result.num_kept) == (1, 0)
+    assert np.array_equal(result.restored, restore_image(loaded.model, image, train_patch_px=None))
+    foreign.in_torch = None
+    (result,) = restore_images(foreign, [image], TileOptions(train_patch_px=PATCH_PX, guard=True))
+    assert (result.num_redone, result.num_kept) == (0, 1) and np.array_equal(result.restored, image)
 
 
 def test_it_is_found_by_the_network_and_its_statistics(
