@@ -323,7 +323,7 @@ class _Runner:
         lq = torch.from_numpy(images.astype(np.float32)) / float(np.iinfo(images.dtype).max)
         broken = is_broken(lq, pieces).nonzero().flatten().tolist()
         redone: list[int] = []
-        network = self._model.in_torch if isinstance(self._model, ForeignNetwork) else self._model
+        network = _in_torch(self._model)
         if broken and network is not None and self._options.train_patch_px is not None:
             with local_statistics(network, None):
                 for index in broken:
@@ -335,6 +335,12 @@ class _Runner:
         for index in kept:
             pieces[index] = lq[index]
         return redone, kept
+
+
+def _in_torch(model: Network) -> NAFNet | None:
+    if isinstance(model, ForeignNetwork):
+        return None if model.in_torch is None else model.in_torch()
+    return model
 
 
 def _device(model: Network) -> torch.device:

@@ -89,8 +89,9 @@ class Kept:
             CapabilityError: its runtime is not installed.
         """
         opened = open_exported(self.path, num_threads=num_threads)
-        assert isinstance(opened.model, ForeignNetwork) and isinstance(loaded.model, NAFNet)
-        opened.model.in_torch = loaded.model
+        network = loaded.model
+        assert isinstance(opened.model, ForeignNetwork) and isinstance(network, NAFNet)
+        opened.model.in_torch = lambda: network
         # Of these weights: the export may have been made of another file with the same tensors.
         made = {**opened.metadata["export"], "weights_sha256": loaded.digest}
         return replace(
