@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nafnet_core.model import NAFNetConfig
+from nafnet_core.model import NAFNet, NAFNetConfig
 
 
 class ForeignNetwork(nn.Module):
@@ -25,6 +25,10 @@ class ForeignNetwork(nn.Module):
     def __init__(self, config: NAFNetConfig, run: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         super().__init__()
         self.config, self._run = config, run
+        self.in_torch: Callable[[], NAFNet] | None = None
+        """The same network, where its weights are at hand: a tile that is broken with local statistics is run
+        again without, which no graph can be told to leave out. By a call: as a module it would be a part of
+        this one."""
 
     def forward(self, lq: Tensor) -> Tensor:
         """(N, 3, H, W) fp32 → same shape."""

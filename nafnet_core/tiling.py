@@ -323,11 +323,11 @@ class _Runner:
         lq = torch.from_numpy(images.astype(np.float32)) / float(np.iinfo(images.dtype).max)
         broken = is_broken(lq, pieces).nonzero().flatten().tolist()
         redone: list[int] = []
-        can_be_redone = self._options.train_patch_px is not None and isinstance(self._model, NAFNet)
-        if broken and can_be_redone:
-            with local_statistics(self._model, None):
+        network = _in_torch(self._model)
+        if broken and network is not None and self._options.train_patch_px is not None:
+            with local_statistics(network, None):
                 for index in broken:
-                    again = _run(self._model, images[index : index + 1], self._options)
+                    again = _run(network, images[index : index + 1], self._options)
                     if not is_broken(lq[index : index + 1], again).item():
                         pieces[index] = again[0]
                         redone.append(index)
@@ -335,6 +335,12 @@ class _Runner:
         for index in kept:
             pieces[index] = lq[index]
         return redone, kept
+
+
+def _in_torch(model: Network) -> NAFNet | None:
+    if isinstance(model, ForeignNetwork):
+        return None if model.in_torch is None else model.in_torch()
+    return model
 
 
 def _device(model: Network) -> torch.device:

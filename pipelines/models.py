@@ -20,8 +20,9 @@ from pipelines.workspace import Workspace
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_REGISTRY = "models:/"
 REGISTERED_NAME = "nafnet-deblur"
-CHAMPION = f"models:/{REGISTERED_NAME}@champion"
+CHAMPION = f"{_REGISTRY}{REGISTERED_NAME}@champion"
 BUNDLED_NAME = "mobile-v1"
 BUNDLED = Path(__file__).parent / "bundled" / f"{BUNDLED_NAME}.safetensors"
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -43,13 +44,21 @@ class LoadedModel:
     """What to call it in tables and records."""
     weights: Path
     digest: str
-    """SHA-256 of the weights file."""
+    """SHA-256 of the weights file; of an exported model's, over all of its files."""
     metadata: dict[str, Any]
+    version: str | None = None
+    """`models:/NAME/VERSION` where it is a registered one, also of an alias; else None."""
 
     @property
     def train_patch_px(self) -> int | None:
         """Patch side in training, for local statistics; None where the file does not say."""
         return self.metadata.get("train_patch_px")
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights file; of an exported model, of the one that it was made of."""
+        is_foreign = isinstance(self.model, ForeignNetwork)
+        return self.metadata["export"]["weights_sha256"] if is_foreign else self.digest
 
     @property
     def backend(self) -> str:
@@ -77,6 +86,11 @@ class LoadedModel:
             )  # fmt: skip
 
 
+def is_exported(spec: str | None) -> bool:
+    """Whether this names an exported file, which has a back end and a precision of its own."""
+    return spec is not None and Path(spec).suffix in EXPORTED_SUFFIXES
+
+
 def open_model(
     spec: str | None,
     workspace: Workspace,
@@ -99,30 +113,42 @@ def open_model(
     Raises:
         InputError: there is no such model, or it is no NAFNet.
     """
-    label, weights = find_weights(spec, workspace, fetched_to=fetched_to)
+    label, weights, version = _found(spec, workspace, fetched_to)
     model, metadata = load_model(weights)
     if train_patch_px is not None:
         metadata = {**metadata, "train_patch_px": train_patch_px or None}
-    return LoadedModel(model=model, label=label, weights=weights, digest=sha256(weights), metadata=metadata)
+    return LoadedModel(
+        model=model,
+        label=label,
+        weights=weights,
+        digest=sha256(weights),
+        metadata=metadata,
+        version=version,
+    )
 
 
 def find_weights(
     spec: str | None, workspace: Workspace, *, fetched_to: Path | None = None
 ) -> tuple[str, Path]:
     """Label and weights file of `spec`; see `open_model`."""
+    return _found(spec, workspace, fetched_to)[:2]
+
+
+def _found(spec: str | None, workspace: Workspace, fetched_to: Path | None) -> tuple[str, Path, str | None]:
+    """Label, weights file, and `models:/NAME/VERSION` of a registered one."""
     if spec is None:
         spec = BUNDLED_NAME if champion_version(workspace) is None else CHAMPION
-    if spec.startswith("models:/"):
+    if spec.startswith(_REGISTRY):
         return _registered(spec, workspace, fetched_to)
     for folder in (Path(spec), workspace.run_dir(spec), workspace.root / spec):  # also as `runs/NAME`
         if (folder / "checkpoints" / LEDGER).is_file():
             ledger = CheckpointLedger(folder)
             best = ledger.best()
             assert best is not None, "a ledger has at least one entry"
-            return f"run {folder.name} at {best.samples} samples", ledger.weights(best)
+            return f"run {folder.name} at {best.samples} samples", ledger.weights(best), None
     path = Path(spec)
     if spec == BUNDLED_NAME and not path.exists():
-        return f"{BUNDLED_NAME}, which comes with this package", BUNDLED
+        return f"{BUNDLED_NAME}, which comes with this package", BUNDLED, None
     if not path.exists():
         raise InputError(
             "no such model", file=spec, expected="a file, a run, or models:/NAME@ALIAS",
@@ -130,7 +156,7 @@ def find_weights(
         )  # fmt: skip
     if path.is_dir():
         raise InputError("no checkpoints in this folder", file=path, expected="a training run")
-    return path.name, path
+    return path.name, path, None
 
 
 def is_unmade(workspace: Workspace) -> bool:
@@ -147,7 +173,7 @@ def is_model(spec: str, workspace: Workspace) -> bool:
     Raises:
         InputError: both, a run in the workspace and something else here.
     """
-    if spec.startswith("models:/") or spec.endswith((*WEIGHT_SUFFIXES, *EXPORTED_SUFFIXES)):
+    if spec.startswith(_REGISTRY) or spec.endswith((*WEIGHT_SUFFIXES, *EXPORTED_SUFFIXES)):
         return True
     path = Path(spec)
     if (path / "checkpoints" / LEDGER).is_file():
@@ -202,19 +228,19 @@ def _no_answer(error: Exception, client: MlflowClient) -> CapabilityError:
     return CapabilityError("the registry does not answer", file=public(uri), got=reason(error, uri))
 
 
-def _registered(spec: str, workspace: Workspace, fetched_to: Path | None) -> tuple[str, Path]:
+def _registered(spec: str, workspace: Workspace, fetched_to: Path | None) -> tuple[str, Path, str]:
     client = mlflow_client(workspace)
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    name, _, version = spec.removeprefix("models:/").partition("/")
+    name, _, version = spec.removeprefix(_REGISTRY).partition("/")
     name, _, alias = name.partition("@")
     try:
         found = client.get_model_version_by_alias(name, alias) if alias else None
         version = found.version if found else version
         with fluent(client):
             folder = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"models:/{name}/{version}", dst_path=fetched_to and str(fetched_to)
+                artifact_uri=f"{_REGISTRY}{name}/{version}", dst_path=fetched_to and str(fetched_to)
             )
     except MlflowException as error:
         if error.error_code in _NO_ANSWER:
@@ -225,5 +251,5 @@ def _registered(spec: str, workspace: Workspace, fetched_to: Path | None) -> tup
             got=None if alias else str(error).splitlines()[0][:150],
             fix="`nafnet registry list` shows what is registered",
         ) from error
-    weights = Path(folder) / WEIGHTS_IN_VERSION
-    return f"{name} version {version}" + (f" ({alias})" if alias else ""), weights
+    label = f"{name} version {version}" + (f" ({alias})" if alias else "")
+    return label, Path(folder) / WEIGHTS_IN_VERSION, f"{_REGISTRY}{name}/{version}"

@@ -39,6 +39,11 @@ class Workspace:
     def reports(self) -> Path:
         return self.root / "reports"
 
+    @property
+    def exports(self) -> Path:
+        """Exported models that are kept, a folder for each network; see `pipelines.export.kept`."""
+        return self.root / "exports"
+
     def run_dir(self, name: str) -> Path:
         """Storage of one training run."""
         return self.runs / name

@@ -16,6 +16,7 @@ from nafnet_core.errors import CapabilityError, InputError
 from pipelines import console
 from pipelines.cli.shared import (
     AddressOption,
+    BackendOption,
     JsonOption,
     TrainPatchOption,
     WorkspaceOption,
@@ -88,6 +89,10 @@ def evaluate(
             metavar="PATH",
         ),
     ] = None,
+    backend: BackendOption = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of a kept export. [default: fp32; an exported file's own]")
+    ] = None,
     train_patch: TrainPatchOption = None,
     workspace: WorkspaceOption = None,
     address: AddressOption = None,
@@ -101,18 +106,30 @@ def evaluate(
     with output_to(as_json) as output:
         from pipelines import evaluate as stage
         from pipelines.export.running import open_runnable
+        from pipelines.models import is_exported
 
         place = Workspace.find(workspace)
         asked = _asked(words, place)
         judge = stage.installed_judge() if perceptual else None
         loaded = [
-            open_runnable(spec, place, train_patch_px=train_patch, num_threads=1) for spec in asked.models
+            open_runnable(
+                spec,
+                place,
+                backend=backend,
+                precision=precision or ("auto" if is_exported(spec) else "fp32"),
+                train_patch_px=train_patch,
+                num_threads=1,
+            )
+            for spec in asked.models
         ]
-        if workers or address:
-            for each in loaded:
+        for each in loaded:
+            if workers or address:
                 each.check_travels()
-        if asked.models == (None,):
-            console.say(f"Model: {loaded[0].label}")
+            if each.backend == "torch" and precision not in (None, "auto", "fp32"):
+                raise InputError("scores in torch are of fp32", got=f"--precision {precision}")
+        if asked.models == (None,) or backend is not None:
+            for each in loaded:
+                console.say(f"Model: {each.label}")
         pairs = stage.Pairs(asked.data, asked.gt)
         start = time.monotonic()
         with (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nafnet_core.errors import InputError
 from pipelines import console
 from pipelines.cli.shared import (
     JsonOption,
@@ -26,7 +27,7 @@ app = typer.Typer()
 
 @app.command(
     epilog="Examples: nafnet export mobile-v1 --to onnx --out mobile-v1.onnx; "
-    "nafnet export models:/nafnet-deblur@champion --to openvino --precision bf16 --on store"
+    "nafnet export models:/nafnet-deblur@champion --to openvino --precision bf16 --on store --keep"
 )
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Weights, run, models:/… or mobile-v1.")],
@@ -40,6 +41,14 @@ def export(
             metavar="FILE",
         ),
     ] = None,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Not to a file of yours: into the workspace, and beside a registered version, where "
+            "--backend finds it.",
+        ),
+    ] = False,
     precision: Annotated[
         str | None,
         typer.Option(help="fp32, bf16 or fp16, what the format has. [default: its first; int8 of int8]"),
@@ -67,27 +76,44 @@ def export(
         from pipelines import export as stage
         from pipelines.models import open_model
 
+        place = Workspace.find(workspace)
+        if keep and (out is not None or as_bytes):
+            raise InputError(
+                "what is kept lies in the workspace, for our own commands",
+                got=f"--keep {'--bytes' if as_bytes else '--out'}",
+                fix="Leave one of the two out",
+            )
+        suffix = stage.form_of(to, target=target).suffix
         config = stage.ExportConfig(
             to=to,
-            out=out or Path(_stem(model) + stage.form_of(to, target=target).suffix),
+            out=(out or Path(_stem(model) + suffix)) if not keep else place.exports / f"model{suffix}",
             precision=precision,  # type: ignore[arg-type]
             takes_bytes=as_bytes,
             on=on,
             size_px=size,
             target=target,
         )
-        loaded = open_model(model, Workspace.find(workspace), train_patch_px=train_patch)
+        if keep:
+            stage.check_kept(config)
+        loaded = open_model(model, place, train_patch_px=train_patch)
         console.say(f"Model: {loaded.label}")
         if loaded.train_patch_px is None and train_patch is None:
             console.say(
                 "Local statistics are off, since the file does not say its training patch: --train-patch"
             )
         console.say("Building, and comparing with torch: some 20 s for a small network")
-        result = stage.run(config, loaded)
+        result = stage.keep(config, loaded, place) if keep else stage.run(config, loaded)
+        taken = stage.choose(loaded, place, backend="auto") if keep else None
         if output.as_json:
-            output.print_json(result.to_dict())
-        else:
-            _print(result)
+            chosen = {} if taken is None else {"auto": taken.backend}
+            output.print_json({**result.to_dict(), **chosen})
+            return
+    _print(result)
+    if taken is not None:
+        precision_told = f", {taken.fixed_precision}" if taken.fixed_precision else ""
+        print_lines(
+            f"With --backend auto, as `restore` has it, this machine takes {taken.backend}{precision_told}."
+        )
 
 
 def _stem(model: str) -> str:

@@ -185,6 +185,14 @@ def _print_card(shown: Shown) -> None:
             "\n".join(f"{d['place']} (licence: {d['licence']})" for d in card.get("data", ())) or None,
         ],
         ["files", f"{len(shown.files)}, {size:.1f} MiB in {shown.folder}"],
+        [
+            "exports",
+            "\n".join(
+                f"{each['format']}, {each['precision']}: loses {each['loss_db']:.4f} dB"
+                for each in shown.exports.values()
+            )
+            or None,
+        ],
     ]
     console.table(f"nafnet-deblur version {version.version}", ["", ""], rows, values_left=True)
     print_lines(f"Card: {shown.folder / 'artifacts' / 'MODEL_CARD.md'}")

@@ -55,6 +55,13 @@ def restore(
         int, typer.Option(min=1, help="Equal tiles at a time; more than 1 is for GPUs.")
     ] = 1,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="torch, onnxruntime or openvino, of what `nafnet export --keep` kept; auto: the fastest of "
+            "these on this machine."
+        ),
+    ] = "auto",
     scale: Annotated[
         float,
         typer.Option(min=0.1, max=1.0, help="Restore a smaller image, and add its gain: for large blur."),
@@ -101,7 +108,15 @@ def restore(
             num_workers=workers,
         )
         config.items()
-        loaded = open_runnable(model, Workspace.find(workspace), train_patch_px=train_patch)
+        loaded = open_runnable(
+            model,
+            Workspace.find(workspace),
+            backend=None if backend == "auto" and config.use_ray else backend,
+            precision=precision,
+            train_patch_px=train_patch,
+        )
+        if config.use_ray:
+            loaded.check_travels()
         console.say(f"Model: {loaded.label}")
         if loaded.train_patch_px is None and train_patch is None and "export" not in loaded.metadata:
             console.say(
@@ -120,14 +135,14 @@ def restore(
         record = f"{public(out).rstrip('/')}/{stage.RECORD}"
         if output.as_json:
             rate = {"seconds": result.seconds, "images_per_s": result.images_per_s}
-            places = {"out": public(out), "record": record, "model": loaded.label}
+            places = {"out": public(out), "record": record, "model": loaded.label, "backend": loaded.backend}
             output.print_json({**counts, **rate, **places})
         else:
             rate = f"{result.images_per_s:.3g} images/s" if counts["restored"] else ""
             summary = ", ".join(
                 [*(f"{count} {status}" for status, count in counts.items()), *filter(None, [rate])]
             )
-            print_lines(f"{summary}. In {public(out)}, what was done in {record}")
+            print_lines(f"{summary}, by {loaded.backend}. In {public(out)}, what was done in {record}")
     if counts["failed"]:
         raise typer.Exit(InputError.exit_code)
 

@@ -20,7 +20,8 @@ def serve(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Weights, run or models:/…  [default: the champion, followed; until there is one, mobile-v1]"
+            help="Weights, run, models:/… or exported file.  [default: the champion, followed; until there "
+            "is one, mobile-v1]"
         ),
     ] = None,
     host: Annotated[
@@ -40,7 +41,20 @@ def serve(
     max_mib: Annotated[float, typer.Option(help="Largest upload.")] = 32.0,
     max_megapixels: Annotated[float, typer.Option(help="Largest image.")] = 50.0,
     timeout_s: Annotated[float, typer.Option(help="From the end of the upload to the answer.")] = 120.0,
-    precision: Annotated[str, typer.Option(help="fp32, as reports are made in, or bf16.")] = "fp32",
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="torch, onnxruntime or openvino, of what `nafnet export --keep` kept; a version without one "
+            "is refused. auto: the fastest at the start, kept to. [default: torch; an exported file's own]"
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="fp32, as reports are made in, or bf16; of exports also fp16, int8. [default: fp32; an exported "
+            "file's own]"
+        ),
+    ] = None,
     tile_batch: Annotated[
         int | None, typer.Option(min=1, help="Equal tiles in one pass. [default: 1 on a CPU, 8 on a GPU]")
     ] = None,
@@ -52,7 +66,7 @@ def serve(
     from pipelines import serve as stage
 
     stage.check_installed()
-    from pipelines.models import CHAMPION
+    from pipelines.models import CHAMPION, is_exported
     from pipelines.serve.settings import ServeSettings, read_token
 
     settings = ServeSettings(
@@ -67,7 +81,8 @@ def serve(
         max_mib=max_mib,
         max_megapixels=max_megapixels,
         timeout_s=timeout_s,
-        precision=precision,  # type: ignore[arg-type]  # checked there
+        backend=backend,
+        precision=precision or ("auto" if is_exported(model) else "fp32"),  # type: ignore[arg-type]  # checked
         tile_batch=tile_batch,
         train_patch_px=train_patch,
     )

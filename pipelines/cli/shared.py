@@ -58,6 +58,14 @@ TrainPatchOption = Annotated[
         help="Patch side in training, px, for local statistics; 0: none. [default: the file's]",
     ),
 ]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        help="torch, onnxruntime or openvino, of what `nafnet export --keep` kept; auto: the fastest here. "
+        "[default: torch; an exported file's own]",
+    ),
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write.", parser=on_a_disk, metavar="PATH")]
 
 

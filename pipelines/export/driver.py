@@ -99,7 +99,7 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
     """
     form = config.format
     loaded.check_rgb()
-    precision = _precision(config, loaded)
+    precision = precision_of(config, loaded)
     if config.to == "tensorrt" and not tensorrt_format.is_possible():
         _raise_without_gpu(config, loaded)
     form.check((*form.to_write, *form.to_run), f"export to {config.to}")
@@ -151,7 +151,7 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
     return ExportResult(files=form.files(config.out), precision=precision, parity=parity)
 
 
-def _precision(config: ExportConfig, loaded: LoadedModel) -> Precision:
+def precision_of(config: ExportConfig, loaded: LoadedModel) -> Precision:
     """What the file computes in. Raises `InputError` where it, or the weights, alone are in int8."""
     is_int8 = bool(loaded.model.config.int8_layers)
     if is_int8 and "int8" not in config.format.precisions:

@@ -102,6 +102,11 @@ class Format:
                 f"{what} needs {' and '.join(missing)}", fix=f"pip install 'nafnet-ray[{self.extra}]'"
             )
 
+    @property
+    def can_run(self) -> bool:
+        """Whether what runs it is installed."""
+        return self.runtime is not None and all(find_spec(name) is not None for name in self.to_run)
+
 
 FORMATS: dict[str, Format] = {
     each.name: each

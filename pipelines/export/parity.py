@@ -37,6 +37,10 @@ class Tolerance:
     """Largest difference of a value, 1 being the range."""
     psnr_db: float
 
+    def holds(self, difference: float, loss_db: float) -> bool:
+        """Whether these are inside; what is no number is not."""
+        return difference <= self.difference and abs(loss_db) <= self.psnr_db
+
 
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(difference=1e-4, psnr_db=0.005),
@@ -85,7 +89,7 @@ class Parity:
         tolerance = TOLERANCES[precision]
         if takes_bytes:  # a value close to a half may be rounded to either side
             tolerance = replace(tolerance, difference=tolerance.difference + 1.001 / 255)
-        if not (self.difference <= tolerance.difference and abs(self.loss_db) <= tolerance.psnr_db):
+        if not tolerance.holds(self.difference, self.loss_db):
             raise GateError(
                 "the exported network computes something else than torch; nothing was written",
                 file=str(file),

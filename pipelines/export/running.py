@@ -12,7 +12,7 @@ from nafnet_core import InputError, NAFNetConfig
 from nafnet_core.foreign import ForeignNetwork
 from pipelines.export.formats import SCHEMA_VERSION, format_of
 from pipelines.files import sha256
-from pipelines.models import EXPORTED_SUFFIXES, LoadedModel, open_model
+from pipelines.models import LoadedModel, is_exported, open_model
 from pipelines.workspace import Workspace
 
 
@@ -20,28 +20,51 @@ def open_runnable(
     spec: str | None,
     workspace: Workspace,
     *,
+    backend: str | None = None,
+    precision: str = "auto",
     train_patch_px: int | None = None,
     num_threads: int | None = None,
+    fetched_to: Path | None = None,
 ) -> LoadedModel:
-    """Load what restores images: an exported file, or whatever `open_model` takes.
+    """Load what restores images: an exported file, or whatever `open_model` takes, in a back end.
 
     Args:
-        spec, workspace, train_patch_px: as of `open_model`.
-        num_threads: of an exported file's runtime; None: as many as torch has.
+        spec, workspace, train_patch_px, fetched_to: as of `open_model`.
+        backend: as of `choosing.choose`; None: torch, or an exported file's own.
+        precision: of an export; `auto`: any.
+        num_threads: of an export's runtime; None: as many as torch has.
 
     Raises:
-        InputError: as `open_model` and `open_exported`; or another training patch for an exported file, whose
-            local statistics are fixed.
+        InputError: as `open_model`, `open_exported` and `choose`; or another back end, precision or training
+            patch than an exported file has.
+        CapabilityError: as `choose`.
     """
-    if spec is None or Path(spec).suffix not in EXPORTED_SUFFIXES:
-        return open_model(spec, workspace, train_patch_px=train_patch_px)
+    if spec is None or not is_exported(spec):
+        from pipelines.export.choosing import choose  # which needs this module
+
+        loaded = open_model(spec, workspace, train_patch_px=train_patch_px, fetched_to=fetched_to)
+        return choose(
+            loaded, workspace, backend=backend or "torch", precision=precision, num_threads=num_threads
+        )
     if train_patch_px is not None:
         raise InputError(
             "local statistics of an exported model are fixed", file=spec,
             got=f"--train-patch {train_patch_px}",
             fix="Drop it, or export the weights anew",
         )  # fmt: skip
-    return open_exported(Path(spec), num_threads=num_threads)
+    runtime = format_of(Path(spec)).runtime
+    if backend not in (None, "auto", runtime):
+        raise InputError(
+            "an exported file has a back end of its own", file=spec, expected=f"--backend {runtime}",
+            got=backend, fix="Drop it, or name the weights",
+        )  # fmt: skip
+    opened = open_exported(Path(spec), num_threads=num_threads)
+    if precision not in ("auto", opened.fixed_precision):
+        raise InputError(
+            "the precision of an exported model is fixed", file=spec, expected=opened.fixed_precision,
+            got=precision,
+        )  # fmt: skip
+    return opened
 
 
 def open_exported(path: Path, *, num_threads: int | None = None) -> LoadedModel:

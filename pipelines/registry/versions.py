@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nafnet_core import InputError
 from nafnet_core.weights import save_model
+from pipelines.export.published import exports_in
 from pipelines.files import sha256
 from pipelines.models import REGISTERED_NAME, LoadedModel, alias_version, is_unmade
 from pipelines.registry.connection import asking
@@ -63,6 +64,8 @@ class Shown:
     """Its files; a copy of them where the registry is a server."""
     files: tuple[tuple[str, int], ...]
     """Names below `folder`, and bytes."""
+    exports: dict[str, dict[str, Any]]
+    """Kept for other runtimes beside it, by name; see `pipelines.export.published`."""
     moves: tuple[Move, ...]
     """Of the history, those that name it, newest first."""
 
@@ -72,6 +75,7 @@ class Shown:
             "card": self.card,
             "folder": str(self.folder),
             "files": dict(self.files),
+            "exports": self.exports,
             "moves": [move.to_dict() for move in self.moves],
         }
 
@@ -152,6 +156,7 @@ def show(name: str, workspace: Workspace) -> Shown:
     with asking(workspace) as client:
         moves = settle(client, workspace)
         number = find_version(client, name)
+        tags = client.get_model_version(REGISTERED_NAME, str(number)).tags
         with fluent(client):
             uri = f"models:/{REGISTERED_NAME}/{number}"
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
@@ -162,6 +167,7 @@ def show(name: str, workspace: Workspace) -> Shown:
         card=json.loads(card.read_text()) if card.is_file() else {},
         folder=folder,
         files=tuple((file.relative_to(folder).as_posix(), file.stat().st_size) for file in files),
+        exports=exports_in(tags),
         moves=tuple(move for move in moves if number in (move.before, move.to)),
     )
 

@@ -2,6 +2,7 @@
 
     nafnet serve
     nafnet serve --model runs/mine --port 8001
+    nafnet serve --backend onnxruntime
 
 Each replica is one process with one network (`replica.py`), a queue before it (`batching.py`) and a thread
 that looks at the alias (`champion.py`). Ray Serve's proxy takes requests; Serve replaces replicas that fail.
@@ -17,6 +18,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from nafnet_core.errors import CapabilityError, StoppedError
@@ -106,7 +108,11 @@ def serving(
     from pipelines.serve.champion import open_served
 
     # Here as well, before anything is started: Ray would tell it in a page of tracebacks.
-    label = open_served(settings).label
+    served = open_served(settings)
+    label = served.label
+    # `auto` is settled here, once for all replicas and all versions that follow.
+    settings = replace(settings, backend=served.restorer.loaded.backend)
+    del served
     os.environ.pop("NAFNET_TOKEN", None)  # Ray's processes would inherit it
     # Ray starts its workers with a niceness of 15: an answer took 5 to 10 % longer so on a machine at rest.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -169,8 +175,6 @@ def _deployed(settings: ServeSettings) -> Iterator[None]:
 
 
 def _with_threads(settings: ServeSettings, threads: int) -> ServeSettings:
-    from dataclasses import replace
-
     return replace(settings, threads=threads)
 
 

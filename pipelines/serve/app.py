@@ -100,7 +100,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             {
                 "model": _told_of(service),
                 "pinned": {
-                    "precision": run_with.precision,
+                    "backend": served.restorer.loaded.backend,
+                    "precision": served.restorer.precision,
                     "tile_px": run_with.tile_px,
                     "tile_batch": run_with.tile_batch,
                     "local_statistics_px": served.restorer.loaded.train_patch_px,
@@ -192,7 +193,12 @@ def _add_states(app: FastAPI, service: Service) -> None:
 
 def _told_of(service: Service) -> dict[str, str | None]:
     served = service.network.served
-    return {"label": served.label, "version": served.version, "digest": served.digest}
+    return {
+        "label": served.label,
+        "version": served.version,
+        "digest": served.digest,
+        "backend": served.restorer.loaded.backend,
+    }
 
 
 def _add_page(app: FastAPI, page: Mapping[str, bytes]) -> None:

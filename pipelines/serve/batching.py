@@ -37,6 +37,7 @@ class Served:
     version: str | None
     """In the registry; None where it is a file or a run."""
     digest: str
+    """SHA-256 of the weights, in torch as in another runtime."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

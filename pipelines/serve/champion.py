@@ -7,20 +7,21 @@ refused, told, and not looked at again until the alias moves.
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nafnet_core.errors import InputError, NAFNetError
-from pipelines.models import CHAMPION, alias_version, is_unmade, open_model
+from pipelines.export.published import exports_in
+from pipelines.export.running import open_runnable
+from pipelines.models import CHAMPION, alias_version, is_unmade
 from pipelines.restorer import Restorer, RestoreSettings
 from pipelines.serve.batching import Served
 from pipelines.serve.settings import ServeSettings
@@ -30,6 +31,7 @@ from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
 
@@ -56,21 +58,32 @@ def open_served(settings: ServeSettings, version: int | None = None) -> Served:
         spec = f"{_REGISTRY}{name}/{version}"
     # MLflow's own temporary folders stay: a service that follows for months would fill the disk.
     with tempfile.TemporaryDirectory(prefix="nafnet-serve-") as folder:
-        loaded = open_model(
+        loaded = open_runnable(
             spec,
             Workspace(settings.workspace),
+            backend=settings.backend,
+            precision=settings.precision,
             train_patch_px=settings.train_patch_px,
+            num_threads=settings.threads,
             fetched_to=Path(folder),
         )
     loaded.check_rgb()
     tile_batch = settings.tile_batch or (_BATCH_ON_GPU if torch.cuda.is_available() else 1)
     restorer = Restorer(
         loaded,
-        RestoreSettings(tile_px=settings.tile_px, tile_batch=tile_batch, precision=settings.precision),
+        RestoreSettings(
+            tile_px=settings.tile_px,
+            tile_batch=tile_batch,
+            precision="auto" if loaded.fixed_precision else settings.precision,  # type: ignore[arg-type]
+        ),
     )
     _try_out(restorer)
-    number = re.search(r" version (\d+)", loaded.label) if settings.model.startswith(_REGISTRY) else None
-    return Served(restorer=restorer, label=loaded.label, version=number and number[1], digest=loaded.digest)
+    return Served(
+        restorer=restorer,
+        label=loaded.label,
+        version=loaded.version and loaded.version.rpartition("/")[2],
+        digest=loaded.weights_digest,
+    )
 
 
 def open_aside(settings: ServeSettings, version: int | None = None) -> Served:
@@ -113,7 +126,7 @@ class Follower:
         self._settings, self._hand_over, self._on_refused = settings, hand_over, on_refused
         self._name, self._alias = followed(settings.model)
         self._workspace = Workspace(settings.workspace)
-        self._seen = served.version
+        self._seen, self._exports = served.version, dict[str, Any]()
         self._client: MlflowClient | None = None
         self._stop = threading.Event()
         self.refused: tuple[str, str] | None = None
@@ -141,36 +154,40 @@ class Follower:
     def look(self) -> None:
         """Take over what the alias points at, if that has changed.
 
+        A refused version is tried again where exports have come to lie beside it since, of which its back end
+        may be one.
+
         Raises:
             Exception: the registry does not answer.
         """
-        version = self._pointed_at()
-        if version is None or version == self._seen:
+        found = self._pointed_at()
+        if found is None:
+            return
+        version, exports = str(found.version), exports_in(found.tags)
+        if version == self._seen and (self.refused is None or exports == self._exports):
             return
         try:
             served = open_aside(self._settings, int(version))
         except InputError as error:
             log.error("version %s is refused, the one before stays: %s", version, error)
-            self.refused = (version, error.what)
+            self.refused = (version, f"{error.what}. {error.fix}" if error.fix else error.what)
             self._on_refused()
         else:
             self._hand_over(served)
             log.info("from now on %s answers", served.label)
             self.refused = None
-        self._seen = version
+        self._seen, self._exports = version, exports
 
-    def _pointed_at(self) -> str | None:
+    def _pointed_at(self) -> ModelVersion | None:
         """Version of the alias; None while there is no champion yet, and the bundled model answers."""
         if self._seen is None and is_unmade(self._workspace):
             return None
         if self._client is None:
             self._client = mlflow_client(self._workspace)
         with quick_requests():
-            if self._seen is None:
-                version = alias_version(self._client, self._alias)
-                return None if version is None else str(version)
-            found = self._client.get_model_version_by_alias(self._name, self._alias)
-        return str(found.version)
+            if self._seen is None and alias_version(self._client, self._alias) is None:
+                return None
+            return self._client.get_model_version_by_alias(str(self._name), self._alias)
 
 
 def _try_out(restorer: Restorer) -> None:

@@ -41,7 +41,7 @@ class Metrics:
         # With labels from the start: of a series that begins at its first count, that count is not seen.
         self._redone = broken.labels(replica, "no local statistics")
         self._kept = broken.labels(replica, "keeping the input")
-        self._model = gauge("model_info", "The model that answers", "label", "version", "digest")
+        self._model = gauge("model_info", "The model that answers", "label", "version", "digest", "backend")
         self._taken = counter("champions_taken", "Promotions that were followed").labels(replica)
         self._refused = counter("champions_refused", "Champions that were refused").labels(replica)
         self._silent = gauge("registry_silent", "1 while the registry does not answer")
@@ -79,5 +79,6 @@ class Metrics:
         ):
             gauge.labels(self._replica).set(value)
         self._model.clear()
-        self._model.labels(self._replica, served.label, served.version or "", served.digest).set(1)
+        backend = served.restorer.loaded.backend
+        self._model.labels(self._replica, served.label, served.version or "", served.digest, backend).set(1)
         return generate_latest(self._registry)

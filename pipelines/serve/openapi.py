@@ -59,7 +59,12 @@ _ANSWER: dict[str, tuple[str, str]] = {
 }
 _MODEL = {
     "type": "object",
-    "properties": {"label": {"type": "string"}, "version": _TEXT_OR_NULL, "digest": {"type": "string"}},
+    "properties": {
+        "label": {"type": "string"},
+        "version": _TEXT_OR_NULL,
+        "digest": {"type": "string"},
+        "backend": {"type": "string", "description": "torch, or the runtime of an export."},
+    },
 }
 _STATE = {
     "type": "object",

@@ -12,7 +12,7 @@ from typing import Literal
 from nafnet_core.errors import CapabilityError, InputError
 from nafnet_core.tiling import MAX_TILE_PX
 from pipelines.images import MAX_MEGAPIXELS
-from pipelines.models import CHAMPION
+from pipelines.models import CHAMPION, is_exported
 
 _MIN_TOKEN_CHARS = 16
 # Uploads that are held at a time, as a multiple of the largest one.
@@ -45,8 +45,12 @@ class ServeSettings:
     """From the end of the upload to the answer; and for the upload."""
     train_patch_px: int | None = None
     """Patch side in training, instead of what the model says; 0 turns local statistics off."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """As reports are made in fp32, so is what is served, unless told otherwise."""
+    backend: str | None = None
+    """Torch, or a runtime whose export is kept of each version; `auto` is settled once, when the service
+    starts. None: torch, or an exported file's own."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "fp32"
+    """As reports are made in fp32, so is what is served, unless told otherwise; `auto` is an exported file's
+    own."""
     tile_px: int = MAX_TILE_PX
     """Side of a tile. Not by free memory: the same photo gets the same pixels at any time."""
     tile_batch: int | None = None
@@ -73,8 +77,10 @@ class ServeSettings:
         ):
             if not number > 0:
                 raise InputError(what, expected="above 0", got=number)
-        if self.precision not in ("fp32", "bf16"):
-            raise InputError("unknown precision", expected="fp32, bf16", got=self.precision)
+        if self.precision not in ("auto", "fp32", "bf16", "fp16", "int8"):
+            raise InputError("unknown precision", expected="fp32, bf16, fp16, int8", got=self.precision)
+        if self.precision == "auto" and not is_exported(self.model):
+            raise InputError("a service has one precision", expected="fp32, bf16", got=self.precision)
         if self.token_digest is None and not is_loopback(self.host):
             raise InputError(
                 "without a token the service is for this machine only",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nafnet_core import CapabilityError, GateError, InputError, NAFNetConfig, load_model, save_model
+from nafnet_core import CapabilityError, GateError, InputError, load_model, save_model
 from nafnet_core.exportable import Exportable
 from nafnet_core.local_stats import local_statistics
 from nafnet_core.quantization import calibrate, quantize
@@ -24,30 +24,13 @@ from pipelines.models import EXPORTED_SUFFIXES, open_model
 from pipelines.workspace import Workspace
 from tests.nafnet_core.networks import lively_network, photo, photo_nchw
 from tests.pipelines.conftest import Run
+from tests.pipelines.export.conftest import PATCH_PX, SHAPE
 from tests.pipelines.pairs import write_pairs
-
-# Building a graph takes seconds a block.
-_SHAPE = NAFNetConfig(width=8, enc_blk_nums=(1,), middle_blk_num=1, dec_blk_nums=(1,))
-_PATCH_PX = 32  # local statistics then have windows of 48 px
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "lively.safetensors"
-    save_model(lively_network(_SHAPE), path, metadata={"train_patch_px": _PATCH_PX, "name": "lively"})
-    return path
 
 
 def _export(weights: Path, out: Path, **options: Any) -> export.ExportResult:
     loaded = open_model(str(weights), Workspace(out.parent))
     return export.run(export.ExportConfig(out=out, **options), loaded)
-
-
-@pytest.fixture(scope="module")
-def onnx_file(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    result = _export(weights, tmp_path_factory.mktemp("onnx") / "lively.onnx", to="onnx")
-    assert result.parity.difference < 1e-5
-    return result.files[0]
 
 
 @pytest.mark.parametrize("size", [(8, 300), (129, 75), (3, 3)])
@@ -58,7 +41,7 @@ def test_an_onnx_file_restores_what_its_weights_restore(
     opened = export.open_exported(onnx_file)
     image = photo(*size)
     ours, theirs = (
-        restore_image(network, image, train_patch_px=_PATCH_PX, tile_px=None)
+        restore_image(network, image, train_patch_px=PATCH_PX, tile_px=None)
         for network in (model, opened.model)
     )
     assert np.abs(ours.astype(int) - image).max() > 8
@@ -70,7 +53,7 @@ def test_tiles_and_batches_go_through_a_runtime_too(weights: Path, onnx_file: Pa
     model, _ = load_model(weights)
     image = photo(300, 420)
     ours, theirs = (
-        restore_image(network, image, train_patch_px=_PATCH_PX, tile_px=192, tile_batch=2)
+        restore_image(network, image, train_patch_px=PATCH_PX, tile_px=192, tile_batch=2)
         for network in (model, export.open_exported(onnx_file).model)
     )
     assert np.abs(ours.astype(int) - theirs).max() <= 1
@@ -81,13 +64,13 @@ def test_the_file_says_what_it_is(weights: Path, onnx_file: Path) -> None:
 
     opened = export.open_exported(onnx_file)
     made = opened.metadata["export"]
-    assert opened.train_patch_px == _PATCH_PX and opened.metadata["name"] == "lively"
+    assert opened.train_patch_px == PATCH_PX and opened.metadata["name"] == "lively"
     assert made["weights_sha256"] == open_model(str(weights), Workspace(onnx_file.parent)).digest
     assert made["parity"]["difference"] < 1e-5 and made["parity"]["num_crops"] == 3 * len(SIZES_PX) + 1
     graph = onnx.load(onnx_file).graph
     names = [node.op_type for node in graph.node]
     # Two norms a block, of an operator of their own; and nothing that pools with a fixed window.
-    assert names.count("LayerNormalization") == 2 * _SHAPE.num_blocks
+    assert names.count("LayerNormalization") == 2 * SHAPE.num_blocks
     assert not {"AveragePool", "If", "Loop"} & set(names)
     shapes = [
         [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -107,7 +90,7 @@ def test_bytes_in_and_bytes_out(weights: Path, tmp_path: Path) -> None:
     for size in ((50, 70), (7, 9)):
         image = photo(*size)
         (restored,) = session.run(None, {"lq": np.stack([image, image[::-1]])})
-        expected = restore_image(model, image, train_patch_px=_PATCH_PX, tile_px=None)
+        expected = restore_image(model, image, train_patch_px=PATCH_PX, tile_px=None)
         assert restored.dtype == np.uint8
         assert np.abs(restored[0].astype(int) - expected).max() <= 1
     with pytest.raises(InputError, match="images in bytes"):
@@ -145,11 +128,11 @@ def test_values_that_half_precision_cannot_hold_are_found(weights: Path, tmp_pat
 def test_another_network_does_not_pass_the_gate(onnx_file: Path) -> None:
     runner = onnx_format.open(onnx_file, "fp32", num_threads=1)
     pairs = [(photo(300, 400), photo(300, 400)[::-1])]
-    settings = {"train_patch_px": _PATCH_PX, "takes_bytes": False, "data": "a photo"}
-    compare(lively_network(_SHAPE), runner, pairs, **settings).check("fp32", takes_bytes=False, file="x")  # type: ignore[arg-type]
+    settings = {"train_patch_px": PATCH_PX, "takes_bytes": False, "data": "a photo"}
+    compare(lively_network(SHAPE), runner, pairs, **settings).check("fp32", takes_bytes=False, file="x")  # type: ignore[arg-type]
     for other in (
-        compare(lively_network(_SHAPE, seed=1), runner, pairs, **settings),  # type: ignore[arg-type]
-        compare(lively_network(_SHAPE), runner, pairs, **{**settings, "train_patch_px": None}),  # type: ignore[arg-type]
+        compare(lively_network(SHAPE, seed=1), runner, pairs, **settings),  # type: ignore[arg-type]
+        compare(lively_network(SHAPE), runner, pairs, **{**settings, "train_patch_px": None}),  # type: ignore[arg-type]
     ):
         with pytest.raises(GateError, match="computes something else than torch") as raised:
             other.check("fp32", takes_bytes=False, file="x")
@@ -164,7 +147,7 @@ def test_openvino_in_bf16(weights: Path, tmp_path: Path) -> None:
     model, _ = load_model(weights)
     image = photo(64, 1800)
     ours, theirs = (
-        restore_image(network, image, train_patch_px=_PATCH_PX, tile_px=None)
+        restore_image(network, image, train_patch_px=PATCH_PX, tile_px=None)
         for network in (model, opened.model)
     )
     # Sums over the map would be lost in bf16 from some hundred pixels on.
@@ -187,7 +170,7 @@ def test_a_program_of_torch(weights: Path, tmp_path: Path) -> None:
     program = torch.export.load(out, extra_files=extra)
     assert json.loads(extra["nafnet.json"])["export"]["format"] == "torch"
     lq = torch.rand(2, 3, 50, 33)
-    form = Exportable(load_model(weights)[0], train_patch_px=_PATCH_PX)
+    form = Exportable(load_model(weights)[0], train_patch_px=PATCH_PX)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(lq), form(lq), atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="not an exported model"):

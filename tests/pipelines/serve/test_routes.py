@@ -298,7 +298,8 @@ def test_states_and_metrics(address: str) -> None:
     assert ready["status"] == "ready" and ready["refused"] is None
     model = ask(address, "/v1/model").told
     assert model["pinned"] == {
-        "precision": "fp32", "tile_px": 1024, "tile_batch": 1, "local_statistics_px": 32, "device": "cpu",
+        "backend": "torch", "precision": "fp32", "tile_px": 1024, "tile_batch": 1,
+        "local_statistics_px": 32, "device": "cpu",
     }  # fmt: skip
     assert model["limits"]["max_mib"] == _MAX_MIB and model["model"] == ready["model"]
     lines = ask(address, "/metrics").content.decode()
