@@ -51,8 +51,8 @@ def serve(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, as reports are made in, or bf16; of exports also fp16, int8. [default: fp32; an exported "
-            "file's own]"
+            help="fp32, as reports are made in, or bf16; of exports also fp16, int8. [default: fp32; an "
+            "exported file's own]"
         ),
     ] = None,
     tile_batch: Annotated[

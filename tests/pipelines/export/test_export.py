@@ -308,10 +308,10 @@ def test_pairs_too_small_to_compare_on() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
 def test_a_model_in_int8_is_exported_as_that(tmp_path: Path, to: str) -> None:
-    model = lively_network(_SHAPE)
+    model = lively_network(SHAPE)
     ranges = calibrate(model, [photo_nchw(256, 256)])
     del ranges["ending"]
-    save_model(quantize(model, ranges), tmp_path / "int8.safetensors", metadata={"train_patch_px": _PATCH_PX})
+    save_model(quantize(model, ranges), tmp_path / "int8.safetensors", metadata={"train_patch_px": PATCH_PX})
     out = (tmp_path / "int8").with_suffix(formats.FORMATS[to].suffix)
     result = _export(tmp_path / "int8.safetensors", out, to=to)
     assert result.precision == "int8"
@@ -319,7 +319,7 @@ def test_a_model_in_int8_is_exported_as_that(tmp_path: Path, to: str) -> None:
     assert opened.fixed_precision == "int8" and len(opened.model.config.int8_layers or ()) == len(ranges)
     whole, rounded = model, load_model(tmp_path / "int8.safetensors")[0]
     lq = photo_nchw(130, 90)
-    with torch.no_grad(), local_statistics(whole, _PATCH_PX), local_statistics(rounded, _PATCH_PX):
+    with torch.no_grad(), local_statistics(whole, PATCH_PX), local_statistics(rounded, PATCH_PX):
         expected, theirs = rounded(lq), opened.model(lq)
         loss = (whole(lq) - expected).abs().mean()
     assert (theirs - expected).abs().mean() < 0.5 * loss  # what int8 does, and not the whole network
@@ -342,7 +342,7 @@ def test_a_library_of_tvm_for_here_and_for_elsewhere(weights: Path, tmp_path: Pa
     assert result.parity.sizes_px == ((72, 64),)
     model, _ = load_model(weights)
     lq = photo_nchw(72, 64)
-    with torch.no_grad(), local_statistics(model, _PATCH_PX):
+    with torch.no_grad(), local_statistics(model, PATCH_PX):
         expected = model(lq)
     made = tvm_format.open(library, "fp32", num_threads=1)(lq.numpy())
     assert np.abs(made - expected.numpy()).max() < 1e-5 < np.abs(expected.numpy() - lq.numpy()).max()
