@@ -193,7 +193,7 @@ def test_the_command_and_restore(run: Run, weights: Path, tmp_path: Path, onnx_f
     # What is fixed in the file cannot be asked for otherwise.
     for option, words in (
         (("--train-patch", 64), "local statistics of an exported model are fixed"),
-        (("--precision", "bf16"), "the precision of this model is fixed"),
+        (("--precision", "bf16"), "the precision of an exported model is fixed"),
         (("--workers", 1), "runs in this process alone"),
     ):
         code, _, errors = run(*arguments, *option)
