@@ -1,6 +1,6 @@
 """The curves of the bundled model's runs, exported from MLflow: curves.csv and curves.png beside this file.
 
-    python curves.py nafnet-workspace mobile-v1-first:72600 mobile-v1-second:120000 mobile-v1-third:104000
+    python curves.py nafnet-workspace mobile-v1-first:72600 mobile-v1-second:120000 mobile-v1-third:104000 …
 
 Runs in their order, each beginning with the weights of the one before; `:SAMPLES` is where that was taken.
 """
