@@ -45,13 +45,19 @@ class Calibration:
     def split(self) -> tuple[Calibration, Calibration | None]:
         """Two thirds of the pairs, and half as many patches of the others: neighbours are crops of one photo.
 
-        None of fewer than three pairs.
+        The cut is between two scenes where there are several. None of fewer than three pairs.
         """
-        number = len(self.pairs) * 2 // 3
         if len(self.pairs) < 3:
             return self, None
+        number = self._before_a_scene(len(self.pairs) * 2 // 3)
         others = replace(self, pairs=self.pairs[number:], num_patches=max(1, self.num_patches // 2))
         return replace(self, pairs=self.pairs[:number]), others
+
+    def _before_a_scene(self, number: int) -> int:
+        """The place closest to `number` where a scene begins; `number` itself where all are of one."""
+        scenes = [self.store.scene(index) for index in self.pairs]
+        begins = [place for place in range(1, len(scenes)) if scenes[place] != scenes[place - 1]]
+        return min(begins, key=lambda place: abs(place - number), default=number)
 
     def images(self) -> Iterator[tuple[Image, Image]]:
         """Blurred and sharp, (P, P, 3) uint8 RGB each, of pairs evenly spread.

@@ -1,6 +1,6 @@
 """Draw the blocks of some width of a network anew, and keep all else: what a run left untrained begins again.
 
-    python benchmarks/mobile_v1/redraw.py MODEL OUT.safetensors [--channels 128] [--workspace PATH]
+python benchmarks/mobile_v1/redraw.py MODEL OUT.safetensors [--channels 128] [--workspace PATH]
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def quantize(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Round a network to int8, with a recipe to train it on that way. `nafnet export` makes it fast."""
+    """Round a network to int8, with a recipe to train it on that way. Then `nafnet export` it."""
     with output_to(as_json) as output:
         from pipelines import compress as stage
         from pipelines.models import open_model

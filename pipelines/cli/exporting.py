@@ -101,7 +101,8 @@ def export(
             console.say(
                 "Local statistics are off, since the file does not say its training patch: --train-patch"
             )
-        console.say("Building, and comparing with torch: some 20 s for a small network")
+        stage.precision_of(config, loaded)  # refused before anything is built
+        console.say("Building, and comparing with torch: up to a minute for a small network")
         result = stage.keep(config, loaded, place) if keep else stage.run(config, loaded)
         taken = stage.choose(loaded, place, backend="auto") if keep else None
         if output.as_json:
@@ -129,6 +130,7 @@ def _stem(model: str) -> str:
 
 def _print(result: ExportResult) -> None:
     parity = result.parity
+    in_torch = "imitated in torch" if result.precision == "int8" else "in torch fp32"
     rows = [
         ["largest difference", f"{parity.difference:.2g} of the range"],
         [
@@ -137,7 +139,7 @@ def _print(result: ExportResult) -> None:
         ],
         [
             "{}×{}".format(*parity.timed_px),
-            f"{parity.seconds * 1e3:.0f} ms, in torch fp32 {parity.seconds_torch * 1e3:.0f} ms",
+            f"{parity.seconds * 1e3:.0f} ms, {in_torch} {parity.seconds_torch * 1e3:.0f} ms",
         ],
         ["MiB", f"{result.num_bytes / 2**20:.2f}"],
     ]

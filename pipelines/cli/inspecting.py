@@ -127,8 +127,12 @@ def _name(key: str) -> str:
 def _shown(key: str, value: Any) -> str | None:
     if key == "bytes":
         return f"{value / 2**20:.1f} MiB"
-    if key in ("digest", "sha256"):
+    if key in ("digest", "sha256") and isinstance(value, str):
         return f"{value[:16]}…"  # --json has it whole
+    if key in ("digest", "sha256") and isinstance(value, Mapping):  # of several files
+        return ", ".join(f"{name} {_shown(key, part)}" for name, part in value.items())
+    if key == "int8_layers" and value:
+        return f"{len(value)} convolutions"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -10,7 +10,7 @@ nafnet export mobile-v1 --to openvino --keep        # for `restore`, where it is
 """
 
 from pipelines.export.choosing import BACKENDS, choose
-from pipelines.export.driver import ExportConfig, ExportResult, run
+from pipelines.export.driver import ExportConfig, ExportResult, precision_of, run
 from pipelines.export.formats import FORMATS, Format, form_of
 from pipelines.export.kept import check_kept, keep
 from pipelines.export.parity import Parity
@@ -29,5 +29,6 @@ __all__ = [
     "keep",
     "open_exported",
     "open_runnable",
+    "precision_of",
     "run",
 ]

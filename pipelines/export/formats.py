@@ -96,7 +96,7 @@ class Format:
 
     def check(self, modules: tuple[str, ...], what: str) -> None:
         """Raise `CapabilityError` where one of the modules is not installed."""
-        missing = [name for name in modules if find_spec(name) is None]
+        missing = [name for name in dict.fromkeys(modules) if find_spec(name) is None]
         if missing:
             raise CapabilityError(
                 f"{what} needs {' and '.join(missing)}", fix=f"pip install 'nafnet-ray[{self.extra}]'"
