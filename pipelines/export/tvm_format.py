@@ -36,6 +36,7 @@ def build(form: Exportable, precision: Precision, *, target: str | None = None) 
     import tvm
     from tvm.relax.frontend.torch import from_exported_program
 
+    there = None if target is None else _target(target)
     example, _ = form.example()
     operators = {"amax.default": _largest, "index_select.default": _taken}
     with warnings.catch_warnings():
@@ -44,7 +45,7 @@ def build(form: Exportable, precision: Precision, *, target: str | None = None) 
         module = from_exported_program(program, keep_params_as_input=False, custom_convert_map=operators)
     cpu = tvm.target.codegen.llvm_get_system_cpu()
     here = _compiled(module, tvm.target.Target({"kind": "llvm", "mcpu": cpu}))
-    return _Built(here, None if target is None else _compiled(module, _target(target)))
+    return _Built(here, None if there is None else _compiled(module, there))
 
 
 def save(built: _Built, path: Path, metadata: Mapping[str, Any]) -> None:
