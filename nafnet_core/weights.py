@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from nafnet_core.errors import InputError
@@ -72,7 +72,9 @@ def save_model(model: NAFNet, path: str | Path, *, metadata: Mapping[str, Any]) 
     The caller makes the write atomic.
     """
     header = {**metadata, "config": model.config.to_dict()}
-    save_file(_plain_state(model), str(path), metadata={METADATA_KEY: json.dumps(header, sort_keys=True)})
+    metadata = {METADATA_KEY: json.dumps(header, sort_keys=True)}
+    # Not `save_file`, whose files nobody else may read.
+    Path(path).write_bytes(save(_plain_state(model), metadata=metadata))
 
 
 def save_official(model: NAFNet, path: str | Path) -> None:

@@ -378,3 +378,10 @@ def test_read_state_knows_nothing_of_networks(tmp_path: Path) -> None:
     state, metadata = read_state(tmp_path / "any.safetensors")
     assert metadata == {} and list(state) == ["a"]
     assert torch.equal(state["a"], torch.ones(2))
+
+
+def test_weights_are_readable_as_any_new_file_is(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save_model(lively_network(SMALL), tmp_path / "model.safetensors", metadata={})
+    modes = [(tmp_path / name).stat().st_mode for name in ("other", "model.safetensors")]
+    assert modes[0] == modes[1]
