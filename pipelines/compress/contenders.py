@@ -17,7 +17,7 @@ from nafnet_core.tiling import Network
 from nafnet_core.weights import load_model
 from pipelines.export.formats import format_of
 from pipelines.export.running import open_runnable
-from pipelines.models import BUNDLED_NAME, EXPORTED_SUFFIXES, LoadedModel
+from pipelines.models import BUNDLED_NAME, LoadedModel, is_exported
 from pipelines.restorer import computes_in_bf16
 from pipelines.workspace import Workspace
 
@@ -102,7 +102,7 @@ def find_contenders(
         precisions = TORCH_PRECISIONS if computes_in_bf16(torch.device("cpu")) else TORCH_PRECISIONS[:1]
     opened = {}
     for spec in specs:
-        patch = None if Path(spec).suffix in EXPORTED_SUFFIXES else train_patch_px
+        patch = None if is_exported(spec) else train_patch_px
         opened[spec] = open_runnable(spec, workspace, train_patch_px=patch)
         opened[spec].check_rgb()
     names = [_name(spec, loaded) for spec, loaded in opened.items()]

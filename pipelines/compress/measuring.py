@@ -12,7 +12,6 @@ from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import torch
@@ -21,29 +20,12 @@ from numpy.typing import NDArray
 from nafnet_core import CapabilityError
 from nafnet_core.tiling import restore_image
 from pipelines.compress.contenders import Contender
+from pipelines.turns import times_in_turns
 
 SIZES_PX = ((256, 256), (720, 1280))
 """Height and width of the images that are timed: a patch, and a frame."""
 _MEMORY_RUNS = 2
 _SELF = Path("/proc/self")
-
-
-def times_in_turns(
-    calls: Sequence[Callable[[], object]], *, runs: int, on_run: Callable[[], None] = lambda: None
-) -> list[list[float]]:
-    """Seconds of each call in each round, after a round that warms up.
-
-    A round takes every call once: what else the machine does, and how fast it is just then, meets all alike.
-    """
-    seconds: list[list[float]] = [[] for _ in calls]
-    for turn in range(runs + 1):
-        for call, taken in zip(calls, seconds, strict=True):
-            start = perf_counter()
-            call()
-            if turn:
-                taken.append(perf_counter() - start)
-            on_run()
-    return seconds
 
 
 def speedups(seconds: Sequence[Sequence[float]]) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipelines.evaluate.summary import means
 from pipelines.files import make_folder, written_aside
 from pipelines.scoring.pairs import Pairs
 from pipelines.scoring.work import Scorer, score_all
+from pipelines.tracking.machine import processor
 
 MARKDOWN, CSV = "report.md", "report.csv"
 _FRAME_PX = SIZES_PX[-1]
@@ -170,10 +170,4 @@ def _row(
 
 def _machine() -> str:
     """Processor and torch, without which times mean nothing."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or not a PC
-        pass
-    return f"{processor}; torch {torch.__version__}"
+    return f"{processor()}; torch {torch.__version__}"

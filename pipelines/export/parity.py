@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from nafnet_core.metrics import psnr
 from nafnet_core.strips import forward_in_strips
 from nafnet_core.tiling import restore_image
 from pipelines.export.formats import Precision, Runner
+from pipelines.turns import times_in_turns
 
 Image = NDArray[np.uint8]
 # Sides of the crops: no multiples of the stride, smaller and larger than a window of local statistics.
@@ -168,7 +169,9 @@ def compare(
         if _is_scored(lq):
             scores.append([_psnr(image, gt) for image in (theirs, ours, lq)])
     theirs_db, ours_db, blurred_db = np.mean(scores, axis=0)
-    seconds = _seconds(exported, in_torch, np.resize(pairs[0][0], (*timed_px, 3)))
+    timed = np.resize(pairs[0][0], (*timed_px, 3))
+    turns = times_in_turns([partial(exported, timed), partial(in_torch, timed)], runs=_TIMED_RUNS)
+    seconds = [median(times) for times in turns]
     # `max` of Python would pass over what is no number.
     return Parity(
         difference=float(np.max(differences)),
@@ -182,19 +185,6 @@ def compare(
         seconds=seconds[0],
         seconds_torch=seconds[1],
     )
-
-
-def _seconds(*calls: Any) -> list[float]:
-    """Median of each call on the last argument, in turns, after one to warm up."""
-    *functions, image = calls
-    taken: list[list[float]] = [[] for _ in functions]
-    for number in range(_TIMED_RUNS + 1):
-        for function, times in zip(functions, taken, strict=True):
-            start = perf_counter()
-            function(image)
-            if number:
-                times.append(perf_counter() - start)
-    return [median(times) for times in taken]
 
 
 def _floats(lq: Image) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ import torch
 
 from nafnet_core import CapabilityError, InputError, NAFNetConfig, load_model, save_model
 from nafnet_core.tiling import restore_image
-from pipelines import compress, evaluate
+from pipelines import compress, evaluate, turns
 from pipelines.compress import measuring, report
 from pipelines.compress.contenders import find_contenders
 from pipelines.export import formats
@@ -176,8 +176,8 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(name)
         now += seconds * len(calls)  # the machine becomes slower all the time
 
-    monkeypatch.setattr(measuring, "perf_counter", lambda: now)
-    seconds = measuring.times_in_turns([lambda: call("a", 1.0), lambda: call("b", 2.0)], runs=3)
+    monkeypatch.setattr(turns, "perf_counter", lambda: now)
+    seconds = turns.times_in_turns([lambda: call("a", 1.0), lambda: call("b", 2.0)], runs=3)
     assert calls == ["a", "b"] * 4
     assert seconds == [[3.0, 5.0, 7.0], [8.0, 12.0, 16.0]]  # the first round is not among them
     # Ratios are taken within rounds: 3/8, 5/12, 7/16.
