@@ -9,7 +9,7 @@
 Without NAFNET_DATA: photos that scikit-image ships. `width32` has random weights, so that only its size, time
 and memory tell; each of its graphs takes minutes to build, so there is one a runtime. It is held against what
 users otherwise run, an eager NCHW network in fp32 with the same weights. All by the code of
-`nafnet compress report`, with threads that sleep while they wait, as in every command.
+`nafnet compress report`, with threads that wait as they do in every command.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
-
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipelines.openmp import spin_briefly
+
+spin_briefly()  # as commands do, before torch is there
+
+import torch  # noqa: E402
 
 from benchmarks import _peers as peers  # noqa: E402
 from benchmarks._photos import Image, blurred, photos_of  # noqa: E402

@@ -64,6 +64,8 @@ from pathlib import Path
 from nafnet_core.tiling import TileOptions, restore_images
 from pipelines import Restorer
 from pipelines.images import read_rgb_u8
+from pipelines.openmp import spinning
+from pipelines.openmp import spinning
 restorer = Restorer({model!r})
 images = [read_rgb_u8(Path(name)) for name in sys.argv[1:]]
 options = TileOptions(train_patch_px={patch}, tile_px=1024, autocast=restorer.precision == "bf16")
@@ -239,8 +241,7 @@ def _bare_s(photos: list[str], model: Path) -> float:
 
 def _timed(command: list[str]) -> tuple[float, str]:
     start = time.perf_counter()
-    # As the command has it: spinning threads make any other program at work look like a slow network.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, **spinning()}  # the bare network's threads wait as the command's do
     done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:

@@ -31,15 +31,16 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-# As replicas of the service have it: before torch is there.
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-
-import numpy as np
-import torch
-from PIL import Image
-from skimage import data
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipelines.openmp import spin_briefly
+
+spin_briefly()  # as replicas of the service do, before torch is there
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from skimage import data  # noqa: E402
 
 from benchmarks._rows import Rows, row, show  # noqa: E402
 from nafnet_core import PRESETS, NAFNet, randomize_residual_scales, save_model  # noqa: E402

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from nafnet_core.errors import CapabilityError, InputError, NAFNetError, StoppedError
-from pipelines import console
+from pipelines import console, openmp
 from pipelines.cli import (
     cluster,
     compressing,
@@ -76,10 +76,7 @@ _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 def main() -> None:
     """Entry point: run a command, and turn what it raises into one line and an exit code."""
     console.warn_on_stderr()
-    # OpenMP's threads wait for each other by spinning. Where another program wants the cores, each holds up
-    # the rest: a photo took twenty times as long beside a single busy process, and asleep 1.5 times. Alone
-    # it costs up to 5 %. It is read when torch is imported, and handed down to Ray's workers.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    openmp.spin_briefly()
     try:
         code = app(standalone_mode=False)
     except NAFNetError as error:

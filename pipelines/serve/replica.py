@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.openmp import spinning
 from pipelines.serve.settings import ServeSettings
 
 NAME = "nafnet"
 _OPEN_AT_MOST = 10_000  # beyond the queue's own limit, of which clients are told, and not by Ray
 _DRAIN_POLL_S = 0.1
-# Rounds that a thread of GNU's OpenMP spins at a barrier before it sleeps, 300,000 where nothing is said. Two
-# threads, `mobile`, 640×480: 0.31 s with either where both cores are ours; where another program has one of
-# them, 0.9 s with 3,000, and up to 16 s with 300,000.
-_SPIN = {"GOMP_SPINCOUNT": "3000"}
 
 
 def application(
@@ -31,7 +27,7 @@ def application(
         ray_actor_options={
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
-            "runtime_env": {"env_vars": {name: os.environ.get(name, value) for name, value in _SPIN.items()}},
+            "runtime_env": {"env_vars": spinning()},
         },
         graceful_shutdown_wait_loop_s=_DRAIN_POLL_S,
         graceful_shutdown_timeout_s=settings.timeout_s + 5,
