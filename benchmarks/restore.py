@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks._rows import Rows, row, show  # noqa: E402
 from benchmarks._stores import sharp_photos  # noqa: E402
 from nafnet_core import PRESETS, NAFNet, randomize_residual_scales, save_model  # noqa: E402
+from pipelines.openmp import spinning  # noqa: E402
 
 _ROOT = Path(__file__).resolve().parent.parent
 # Width and height, and how many in sixty.
@@ -64,8 +65,6 @@ from pathlib import Path
 from nafnet_core.tiling import TileOptions, restore_images
 from pipelines import Restorer
 from pipelines.images import read_rgb_u8
-from pipelines.openmp import spinning
-from pipelines.openmp import spinning
 restorer = Restorer({model!r})
 images = [read_rgb_u8(Path(name)) for name in sys.argv[1:]]
 options = TileOptions(train_patch_px={patch}, tile_px=1024, autocast=restorer.precision == "bf16")
