@@ -198,7 +198,7 @@ def report(
 
 
 def _print_report(table: DeployTable) -> None:
-    from pipelines.compress.table import score_cells, time_cells
+    from pipelines.compress.table import front_told, score_cells, time_cells
 
     numbered = list(enumerate(table.rows, 1))
     # Two tables: all columns in one leave no room for names.
@@ -212,7 +212,8 @@ def _print_report(table: DeployTable) -> None:
         ["", "256×256, ms", "×", "1280×720, ms", "×", "peak, MiB"],
         [[number, *time_cells(row), f"{row.peak_memory_mib:.0f}"] for number, row in numbered],
     )
-    print_lines(table.scores_told(), *filter(None, [table.warning()]), table.times_told())
+    told = (table.scores_told(), table.warning(), front_told(table.rows), table.times_told())
+    print_lines(*filter(None, told))
 
 
 def _print_pruned(label: str, result: PruneResult) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.compress.table import Row, pareto_front
+from pipelines.compress.table import Row, front_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +44,7 @@ def draw_chart(numbered: Sequence[tuple[int, Row]], *, title: str) -> bytes:
     figure = Figure(figsize=(10, max(4.8, 1.2 + 0.24 * len(numbered))), layout="constrained")
     figure.suptitle(title, size=11, parse_math=False)
     axes = figure.subplots()
-    # What the table cannot tell apart, a thousandth of a dB, is no reason to be slower.
-    front = pareto_front([(cost, round(gain, 3)) for cost, gain in points])
+    front = front_of([row for _, row in numbered])
     axes.plot(*points[front].T, color="0.55", linewidth=1.2, linestyle="--", label="Pareto front", zorder=1)
     for number, (point, (place, row)) in enumerate(zip(points, numbered, strict=True)):
         axes.plot(

@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.compress.chart import draw_chart, place_labels
-from pipelines.compress.table import DeployTable, Row, as_csv, as_markdown, pareto_front, score_cells
+from pipelines.compress.table import (
+    DeployTable,
+    Row,
+    as_csv,
+    as_markdown,
+    front_of,
+    front_told,
+    pareto_front,
+    score_cells,
+)
 
 _ROW = Row(
     model="mobile-v1",
@@ -82,6 +91,13 @@ def test_the_front_is_what_no_point_dominates(points: list[tuple[float, float]])
         assert first == second or (first[0] < second[0] and first[1] < second[1])
 
 
+def test_what_the_table_cannot_tell_apart_is_no_reason_to_be_slower() -> None:
+    faster = replace(_ROW, psnr_db=25.0796, latency_720p_ms=350.0)
+    assert front_of([_ROW, faster, _UNSCORED]) == [1]
+    assert front_of([_ROW, replace(faster, psnr_db=25.079)]) == [1, 0]
+    assert front_told([_UNSCORED]) is None
+
+
 def test_csv_has_every_figure_in_full() -> None:
     unscored = DeployTable(rows=(_UNSCORED,), threads=2, runs=7)
     rows = list(csv.DictReader(io.StringIO(as_csv([_TABLE, unscored]))))
@@ -96,6 +112,7 @@ def test_markdown_tells_what_was_measured() -> None:
     page = as_markdown([_TABLE], machine="a processor", picture=True)
     assert "means over 50 images of test-store. Blurred input: 23.68 dB, SSIM 0.7000" in page
     assert "Reference: mobile-v1, torch fp32. Times: 7 rounds on 2 threads. a processor." in page
+    assert "On the Pareto front of PSNR and time at 1280×720: 1, 2." in page
     assert "say little" not in page and "](report.png)" in page
     line = next(line for line in page.splitlines() if line.startswith("| 2 "))
     cells = [cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")]
