@@ -31,7 +31,7 @@ app = typer.Typer()
 )
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Weights, run, models:/… or mobile-v1.")],
-    to: Annotated[str, typer.Option("--to", help="onnx, openvino, tensorrt, torch or tvm.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, tensorrt, torch, executorch or tvm.")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -61,7 +61,9 @@ def export(
     ] = None,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(help="Of tvm, height and width of all images. [default: 256 256]", metavar="H W"),
+        typer.Option(
+            help="Of executorch and tvm, height and width of all images. [default: 256 256]", metavar="H W"
+        ),
     ] = None,
     target: Annotated[
         str | None,

@@ -55,10 +55,11 @@ class ExportConfig:
             expected = ", ".join(self.format.precisions)
             raise InputError(f"no such precision of {self.to}", expected=expected, got=self.precision)
 
-        for option, given in (("--size", self.size_px), ("--target", self.target)):
-            if given is not None and self.format.size_px is None:
-                raise InputError(f"{option} is of formats for one size", got=self.to, expected="tvm")
-
+        if self.target is not None and self.to != "tvm":
+            raise InputError("--target is of another format", got=self.to, expected="tvm")
+        if self.size_px is not None and self.format.size_px is None:
+            able = ", ".join(name for name, each in FORMATS.items() if each.size_px is not None)
+            raise InputError("--size is of formats for one size", got=self.to, expected=able)
         if self.size_px is not None and min(self.size_px) < SCORED_PX:
             raise InputError("--size", expected=f"sides of {SCORED_PX} px and more", got=self.size_px)
 
@@ -143,7 +144,7 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
             "target": config.target,
             "weights_sha256": loaded.digest,
             "parity": parity.lasting(),
-            "versions": {name: import_module(name).__version__ for name in ("torch", *form.to_write)},
+            "versions": {name: _version(name) for name in ("torch", *form.to_write)},
         }
         metadata = {**loaded.metadata, "config": loaded.model.config.to_dict()}
         form.module.save(built, aside, {**metadata, "export": made})
@@ -165,6 +166,12 @@ def precision_of(config: ExportConfig, loaded: LoadedModel) -> Precision:
             fix="Drop --precision" if is_int8 else "nafnet compress quantize MODEL --calibration STORE",
         )  # fmt: skip
     return precision
+
+
+def _version(package: str) -> str:
+    # ExecuTorch is a bare namespace, and says it one level below.
+    said = getattr(import_module(package), "__version__", None)
+    return said or import_module(f"{package}.version").__version__
 
 
 def _raise_without_gpu(config: ExportConfig, loaded: LoadedModel) -> NoReturn:

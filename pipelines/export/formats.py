@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -18,7 +19,7 @@ from pipelines.models import EXPORTED_SUFFIXES
 
 SCHEMA_VERSION = 1
 """Of the metadata in exported files."""
-FormatName = Literal["onnx", "openvino", "tensorrt", "torch", "tvm"]
+FormatName = Literal["onnx", "openvino", "tensorrt", "torch", "executorch", "tvm"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Runner = Callable[[NDArray[Any]], NDArray[Any]]
 """(N, 3, H, W) fp32 in 0…1, or (N, H, W, 3) uint8 where the graph takes bytes → the same."""
@@ -142,6 +143,16 @@ FORMATS: dict[str, Format] = {
         # Of a side of 1 at the lowest resolution torch.export makes another graph: 32 px with four levels.
         Format(name="torch", suffix=".pt2", precisions=("fp32",), runtime=None, min_side_px=32),
         Format(
+            name="executorch",
+            suffix=".pte",
+            precisions=("fp32",),
+            runtime=None,
+            to_write=("executorch",),
+            beside=(".pte.json",),
+            size_px=(256, 256),
+            extra="executorch",
+        ),
+        Format(
             name="tvm",
             suffix=".so",
             precisions=("fp32",),
@@ -177,6 +188,12 @@ def format_of(path: Path) -> Format:
         if each.suffix == path.suffix and each.runtime is not None:
             return each
     raise InputError("not an exported model", file=path, expected=" or ".join(EXPORTED_SUFFIXES))
+
+
+def write_beside(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write `NAME.SUFFIX.json` for a file that has no place for it inside; nothing where there are none."""
+    if metadata:
+        path.with_name(f"{path.name}.json").write_text(json.dumps(metadata, indent=1, sort_keys=True) + "\n")
 
 
 def as_runner(call: Callable[[NDArray[Any]], Any]) -> Runner:

@@ -6,7 +6,6 @@ means stay in fp32 where the rest is in fp16, as the gate has seen them in ONNX 
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -18,7 +17,7 @@ import torch
 from nafnet_core import CapabilityError
 from nafnet_core.exportable import Exportable
 from pipelines.export import onnx_format
-from pipelines.export.formats import Precision, Runner
+from pipelines.export.formats import Precision, Runner, write_beside
 
 # Smallest, most frequent and largest batch, height and width that one engine takes.
 PROFILE = ((1, 64, 64), (1, 720, 1280), (4, 1440, 2560))
@@ -69,7 +68,7 @@ def build(form: Exportable, precision: Precision, *, target: str | None = None) 
 def save(built: bytes, path: Path, metadata: Mapping[str, Any]) -> None:
     """Write the engine, and beside it, for it has no place inside, `NAME.engine.json`."""
     path.write_bytes(built)
-    path.with_name(f"{path.name}.json").write_text(json.dumps(metadata, indent=1, sort_keys=True) + "\n")
+    write_beside(path, metadata)
 
 
 def open(path: Path, precision: Precision, *, num_threads: int) -> Runner:

@@ -17,7 +17,7 @@ import torch
 
 from nafnet_core import InputError
 from nafnet_core.exportable import Exportable
-from pipelines.export.formats import Precision, Runner
+from pipelines.export.formats import Precision, Runner, write_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,7 @@ def save(built: _Built, path: Path, metadata: Mapping[str, Any]) -> None:
         built.there.export_library(str(path), fcompile=tar)
     else:
         built.here.export_library(str(path))
-    if metadata:
-        path.with_name(f"{path.name}.json").write_text(json.dumps(metadata, indent=1, sort_keys=True) + "\n")
+    write_beside(path, metadata)
 
 
 def open(path: Path, precision: Precision, *, num_threads: int) -> Runner:

@@ -30,6 +30,8 @@ class Restored:
     model: str = ""
     model_digest: str = ""
     """SHA-256 of the weights."""
+    backend: str = ""
+    """What ran it: `torch`, or an export's runtime."""
     settings: dict[str, Any] | None = None
     """Everything else that the pixels depend on."""
     input_digest: str | None = None

@@ -112,6 +112,7 @@ class FileWork:
             status="failed",
             model=self._restorer.loaded.label,
             model_digest=self._restorer.loaded.digest,
+            backend=self._restorer.loaded.backend,
             settings=self._settings,
         )
 

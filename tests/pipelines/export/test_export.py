@@ -355,13 +355,32 @@ def test_a_library_of_tvm_for_here_and_for_elsewhere(weights: Path, tmp_path: Pa
     assert headers and all(head[:4] == b"\x7fELF" and head[18] == 183 for head in headers)  # of AArch64
 
 
+def test_a_program_for_executorch(weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    from pipelines.export import executorch_format
+
+    result = _export(weights, tmp_path / "lively.pte", to="executorch", size_px=(72, 64))
+    program, said = result.files
+    assert result.parity.difference < 1e-5 and result.parity.sizes_px == ((72, 64),)
+    model, _ = load_model(weights)
+    run = executorch_format.open(program, "fp32", num_threads=1)
+    lq = photo_nchw(72, 64)
+    made, _ = run(lq.numpy()), run(np.zeros_like(lq.numpy()))
+    with torch.no_grad(), local_statistics(model, PATCH_PX):
+        expected = model(lq)
+    assert np.abs(made - expected.numpy()).max() < 1e-5 < np.abs(expected.numpy() - lq.numpy()).max()
+    made = json.loads(said.read_text())["export"]
+    assert made["size_px"] == [72, 64] and made["versions"]["executorch"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"to": "tvm", "size_px": (63, 64)}, "sides of 64 px"),
         ({"to": "tvm", "target": "{}"}, r"NAME\.tar"),
         ({"to": "tvm", "target": "phone", "out": "x.tar"}, "knows no such target.*mtriple.*phone"),
-        ({"to": "onnx", "size_px": (64, 64), "out": "x.onnx"}, "--size.*tvm"),
+        ({"to": "onnx", "size_px": (64, 64), "out": "x.onnx"}, "--size.*executorch, tvm"),
+        ({"to": "executorch", "target": "{}", "out": "x.tar"}, "--target.*tvm"),
     ],
 )
 def test_what_tvm_cannot_be_asked(weights: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:

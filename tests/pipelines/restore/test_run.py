@@ -37,6 +37,7 @@ def test_one_file(restore_files: RestoreFiles, photos: Path, loaded: LoadedModel
         "error": None,
         "model": loaded.label,
         "model_digest": loaded.digest,
+        "backend": "torch",
         "settings": {
             **RestoreSettings(precision="fp32").to_dict(),
             "train_patch_px": 64,
