@@ -3,10 +3,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
-from nafnet_core import restore_image
+from nafnet_core import restore_image, strips
 from nafnet_core.local_stats import local_statistics
 from nafnet_core.strips import convolutions_in_bf16, forward_in_strips
 from nafnet_core.tiling import TileOptions, restore_images
@@ -69,7 +70,10 @@ def test_ensemble_is_the_mean_over_the_symmetries_of_the_square() -> None:
     assert np.abs(result.restored - restore_image(model, image, train_patch_px=16).astype(int)).mean() > 0.5
 
 
-def test_bf16_on_a_cpu_is_what_autocast_computes() -> None:
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_bf16_on_a_cpu_is_what_autocast_computes(monkeypatch: pytest.MonkeyPatch, is_packed: bool) -> None:
+    can_be_packed = strips._PackedPointwise.is_supported()
+    monkeypatch.setattr(strips._PackedPointwise, "is_supported", lambda: is_packed and can_be_packed)
     model = lively_network(SMALL)
     lq = photo_nchw(64, 72)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
