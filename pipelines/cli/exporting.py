@@ -104,7 +104,7 @@ def export(
                 "Local statistics are off, since the file does not say its training patch: --train-patch"
             )
         stage.precision_of(config, loaded)  # refused before anything is built
-        console.say("Building, and comparing with torch: up to a minute for a small network")
+        console.say("Building, and comparing with torch: a minute or two for a small network")
         result = stage.keep(config, loaded, place) if keep else stage.run(config, loaded)
         taken = stage.choose(loaded, place, backend="auto") if keep else None
         if output.as_json:

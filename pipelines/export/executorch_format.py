@@ -5,8 +5,10 @@ What XNNPACK knows is lowered to it: convolutions, products and sums, on ARM as 
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,7 @@ from pipelines.export.formats import Precision, Runner, as_runner, write_beside
 def build(form: Exportable, precision: Precision, *, target: str | None = None) -> bytes:
     """The whole `.pte` file."""
     example, _ = form.example()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations and experiments of their own code
+    with _quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
@@ -37,8 +38,7 @@ def save(built: bytes, path: Path, metadata: Mapping[str, Any]) -> None:
 
 def open(path: Path, precision: Precision, *, num_threads: int) -> Runner:
     """ExecuTorch has as many threads as the machine has cores."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "experimental"
+    with _quiet():
         from executorch.runtime import Runtime
 
         method = Runtime.get().load_program(path).load_method("forward")
@@ -49,3 +49,16 @@ def open(path: Path, precision: Precision, *, num_threads: int) -> Runner:
         return restored.numpy().copy()  # its memory is the next call's
 
     return as_runner(run)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what ExecuTorch and torchao tell of themselves: deprecations, experiments, kernels for GPUs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
