@@ -64,7 +64,8 @@ def convolutions_in_bf16(model: NAFNet) -> NAFNet:
     copy = deepcopy(model)
     for module in copy.modules():
         if isinstance(module, nn.Conv2d):
-            module.to(torch.bfloat16)
+            for parameter in module.parameters():  # not buffers: grids of 8 bits are in fp32
+                parameter.data = parameter.data.to(torch.bfloat16)
     if _PackedPointwise.is_supported():
         for parent in list(copy.modules()):
             for name, child in parent.named_children():

@@ -14,7 +14,7 @@ from nafnet_core.int8 import Int8, grid, on_grid, weight_steps
 from nafnet_core.losses import l1
 from nafnet_core.model import Conv
 from nafnet_core.quantization import Ranges, calibrate, quantize
-from nafnet_core.strips import forward_in_strips
+from nafnet_core.strips import convolutions_in_bf16, forward_in_strips
 from tests.nafnet_core.networks import DEEP, HOLLOW, SMALL, assert_network_acts, lively_network, photo_nchw
 
 
@@ -154,6 +154,15 @@ def test_strips_round_alike(ranges: Ranges) -> None:
     with torch.no_grad():
         whole = quantized(lq)
         assert _psnr_db(forward_in_strips(quantized, lq), whole) > 45  # a value between two steps goes on
+
+
+def test_grids_stay_in_fp32_beside_convolutions_in_bf16(ranges: Ranges) -> None:
+    quantized = quantize(lively_network(SMALL), ranges)
+    (lq,) = _patches(1)
+    half = convolutions_in_bf16(quantized)
+    grids = [conv.int8.ranges for conv in half.convolutions.values() if conv.int8 is not None]
+    assert len(grids) == len(ranges) and all(each.dtype == torch.float32 for each in grids)
+    assert _psnr_db(forward_in_strips(half, lq), forward_in_strips(quantized, lq)) > 40
 
 
 @pytest.mark.parametrize("train_patch_px", [None, 32])
