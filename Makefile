@@ -18,7 +18,7 @@ help:
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "== Installing into $(VENV): about 2.5 GB, a few minutes, once"
+	@echo "== Installing into $(VENV): about 3.3 GB, a few minutes, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
