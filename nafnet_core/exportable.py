@@ -64,7 +64,7 @@ class Exportable(nn.Module):
             window = train_patch_px and max(1, int(train_patch_px * WINDOW_PER_PATCH) >> level)
             return nn.Sequential(
                 *(
-                    _Block(block, _means(window, channels_last=channels_last))
+                    _Block(block, _means(window, channels_last=channels_last, any_size=size_px is None))
                     for block in stage.children()
                     if isinstance(block, NAFBlock)
                 )
@@ -90,11 +90,11 @@ class Exportable(nn.Module):
         if not self.takes_bytes:
             height, width = images.shape[-2:]
             lq = F.pad(images, (0, -width % self.stride_px, 0, -height % self.stride_px))
-            return _cropped(self._restored(lq), height, width)
+            return self._cropped(self._restored(lq), height, width)
         height, width = images.shape[1:3]
         rows, cols = (_reflected(size, self.stride_px, images.device) for size in (height, width))
         lq = images.index_select(1, rows).index_select(2, cols).permute(0, 3, 1, 2).float() / 255
-        restored = _cropped(self._restored(lq), height, width).permute(0, 2, 3, 1)
+        restored = self._cropped(self._restored(lq), height, width).permute(0, 2, 3, 1)
         return (restored * 255).round().clamp(0, 255).to(torch.uint8)
 
     def example(self) -> tuple[Tensor, tuple[int, ...]]:
@@ -117,6 +117,13 @@ class Exportable(nn.Module):
         for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
             x = decoder(up(x) + skip)
         return self.ending(x) + lq
+
+    def _cropped(self, x: Tensor, height: int, width: int) -> Tensor:
+        """The upper left corner. Of any size not by slices: torch.export fixes whether those take all."""
+        if self.size_px is not None:
+            return x[:, :, :height, :width]
+        rows, cols = (torch.arange(size, device=x.device) for size in (height, width))
+        return x.index_select(2, rows).index_select(3, cols)
 
 
 class _Block(nn.Module):
@@ -141,8 +148,11 @@ class _Block(nn.Module):
         return x + self.conv5(first * second)
 
 
-def _means(window_px: int | None, *, channels_last: bool) -> nn.Module:
-    return _GlobalMeans() if window_px is None else _WindowMeans(window_px, channels_last=channels_last)
+def _means(window_px: int | None, *, channels_last: bool, any_size: bool) -> nn.Module:
+    if window_px is None:
+        return _GlobalMeans()
+    means = _WindowMeans if any_size else _FixedWindowMeans
+    return means(window_px, channels_last=channels_last)
 
 
 class _GlobalMeans(nn.Module):
@@ -176,20 +186,39 @@ class _WindowMeans(nn.Module):
         window = torch.minimum(window, whole)
         first = torch.arange(length, device=x.device) - (self.window_px - 1) // 2
         first = torch.minimum(torch.maximum(first, torch.zeros_like(first)), length - window)
+        sums, scale = self._sums(x, dim)
+        total = sums.index_select(dim, first + window) - sums.index_select(dim, first)
+        return total.to(x.dtype) / (scale * window.to(x.dtype))
+
+    def _sums(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Running sums of whole numbers, one more than there are values, and what these were scaled by."""
         # The sum over a window is below 2³⁰, whatever the sums before it are.
         # In two steps, for a converter to fp16 cuts constants to what that holds, wherever they are used.
         largest = x.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=_LEAST)
         scale = 2.0**15 / largest * (2.0**15 / self.window_px)
         steps = (x * scale).round().to(torch.int32).cumsum(dim, dtype=torch.int32)
-        sums = F.pad(steps, [0, 0] * (x.dim() - 1 - dim) + [1, 0])
-        total = sums.index_select(dim, first + window) - sums.index_select(dim, first)
-        return total.to(x.dtype) / (scale * window.to(x.dtype))
+        return F.pad(steps, [0, 0] * (x.dim() - 1 - dim) + [1, 0]), scale
 
 
-def _cropped(x: Tensor, height: int, width: int) -> Tensor:
-    """The upper left corner; not by slices, of which torch.export fixes whether they take all."""
-    rows, cols = (torch.arange(size, device=x.device) for size in (height, width))
-    return x.index_select(2, rows).index_select(3, cols)
+class _FixedWindowMeans(_WindowMeans):
+    """The same for maps of one size: an axis that a window covers has one mean, the others are slices."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        """(N, C, H, W) → same shape, or 1 along an axis that has one mean."""
+        return self._along(self._along(y, 2), 3)
+
+    def _along(self, x: Tensor, dim: int) -> Tensor:
+        length, window = x.shape[dim], self.window_px
+        if window >= length:
+            return x.mean(dim, keepdim=True)
+        sums, scale = self._sums(x, dim)
+        num_inside = length - window + 1
+        total = sums.narrow(dim, window, num_inside) - sums.narrow(dim, 0, num_inside)
+        means = total.to(x.dtype) / (scale * window)
+        before = (window - 1) // 2
+        borders = (means.narrow(dim, 0, 1), before), (means.narrow(dim, -1, 1), window - 1 - before)
+        first, last = (border.expand(*_sized(x, dim, size)) for border, size in borders)
+        return torch.cat([first, means, last], dim)
 
 
 def _reflected(length: int, stride: int, device: torch.device) -> Tensor:
@@ -197,6 +226,12 @@ def _reflected(length: int, stride: int, device: torch.device) -> Tensor:
     positions = torch.arange(length + -length % stride, device=device)
     mirrored = (length - 1) - (positions - (length - 1)).abs()
     return torch.maximum(mirrored, torch.zeros_like(mirrored))
+
+
+def _sized(x: Tensor, dim: int, size: int) -> list[int]:
+    shape = list(x.shape)
+    shape[dim] = size
+    return shape
 
 
 def _over_channels(norm: nn.LayerNorm, x: Tensor) -> Tensor:

@@ -29,8 +29,11 @@ def test_the_graph_computes_what_the_network_does(config: NAFNetConfig, train_pa
     assert_network_acts(model, photo_nchw(64, 48))
     for size in _SIZES:
         lq = photo_nchw(*size)
+        of_one_size = Exportable(model, train_patch_px=train_patch_px, size_px=size)
         with torch.no_grad(), local_statistics(model, train_patch_px):
-            torch.testing.assert_close(form(lq), model(lq), atol=5e-6, rtol=0)
+            expected = model(lq)
+            torch.testing.assert_close(form(lq), expected, atol=5e-6, rtol=0)
+            torch.testing.assert_close(of_one_size(lq), expected, atol=5e-6, rtol=0)
 
 
 def test_local_statistics_are_not_the_global_ones() -> None:
