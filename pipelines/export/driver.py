@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +42,8 @@ class ExportConfig:
     """Height and width that a format for one size is made for; None takes the format's."""
     target: str | None = None
     """What TVM is to compile for, in JSON; None: this machine. Of another one, objects to link there."""
+    num_trials: int = 0
+    """Candidates that TVM measures for each loop of the network; 0: none, and plain loops."""
 
     def __post_init__(self) -> None:
         if self.out.suffix != self.format.suffix:
@@ -55,8 +58,12 @@ class ExportConfig:
             expected = ", ".join(self.format.precisions)
             raise InputError(f"no such precision of {self.to}", expected=expected, got=self.precision)
 
-        if self.target is not None and self.to != "tvm":
-            raise InputError("--target is of another format", got=self.to, expected="tvm")
+        for option, is_asked in {
+            "--target": self.target is not None,
+            "--trials": self.num_trials > 0,
+        }.items():
+            if is_asked and self.to != "tvm":
+                raise InputError(f"{option} is of another format", got=self.to, expected="tvm")
         if self.size_px is not None and self.format.size_px is None:
             able = ", ".join(name for name, each in FORMATS.items() if each.size_px is not None)
             raise InputError("--size is of formats for one size", got=self.to, expected=able)
@@ -86,12 +93,18 @@ class ExportResult:
         return {**asdict(self), "bytes": self.num_bytes, "parity": self.parity.to_dict()}
 
 
-def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
+def run(
+    config: ExportConfig,
+    loaded: LoadedModel,
+    *,
+    on_trial: Callable[[int, int], None] = lambda done, total: None,
+) -> ExportResult:
     """Export a model.
 
     Args:
         config: what to write.
         loaded: the model.
+        on_trial: told how many of TVM's candidates are measured, of how many.
 
     Raises:
         GateError: what the file computes is not what torch computes; no file is written.
@@ -107,6 +120,7 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
     patch, out = loaded.train_patch_px, config.out.absolute()
     size_px = config.size_px or form.size_px
     pairs, data = _pairs(config.on)
+    asked = {"target": config.target, "num_trials": config.num_trials, "on_trial": on_trial}
     make_folder(out.parent)
     built = form.module.build(
         Exportable(
@@ -118,7 +132,7 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
             round_outputs=form.round_outputs,
         ),
         precision,
-        target=config.target,
+        **(asked if config.to == "tvm" else {}),
     )
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         aside = Path(folder) / out.name
@@ -142,6 +156,7 @@ def run(config: ExportConfig, loaded: LoadedModel) -> ExportResult:
             "takes_bytes": config.takes_bytes,
             "size_px": size_px,
             "target": config.target,
+            "num_trials": config.num_trials,
             "weights_sha256": loaded.digest,
             "parity": parity.lasting(),
             "versions": {name: _version(name) for name in ("torch", *form.to_write)},

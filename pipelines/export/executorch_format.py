@@ -18,7 +18,7 @@ from nafnet_core.exportable import Exportable
 from pipelines.export.formats import Precision, Runner, as_runner, write_beside
 
 
-def build(form: Exportable, precision: Precision, *, target: str | None = None) -> bytes:
+def build(form: Exportable, precision: Precision) -> bytes:
     """The whole `.pte` file."""
     example, _ = form.example()
     with _quiet():

@@ -28,13 +28,13 @@ Runner = Callable[[NDArray[Any]], NDArray[Any]]
 class Writer(Protocol):
     """What a format's module has."""
 
-    def build(self, form: Exportable, precision: Precision, *, target: str | None = None) -> Any:
+    def build(self, form: Exportable, precision: Precision, **options: Any) -> Any:
         """Make the format's own object of the network.
 
         Args:
             form: the network.
             precision: what it is to compute in.
-            target: what TVM is to compile it for; None: this machine.
+            options: what this format alone is asked; of TVM's, see there.
         """
         ...
 

@@ -22,7 +22,7 @@ INPUT, OUTPUT = "lq", "restored"
 _SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of a node: the modules that it comes from
 
 
-def build(form: Exportable, precision: Precision, *, target: str | None = None) -> Any:
+def build(form: Exportable, precision: Precision) -> Any:
     """An `onnx.ModelProto` with dynamic batch, height and width."""
     example, free = form.example()
     sizes = dict(zip(free, ("batch", "height", "width"), strict=True))

@@ -24,7 +24,7 @@ class _Built:
     precision: Precision
 
 
-def build(form: Exportable, precision: Precision, *, target: str | None = None) -> _Built:
+def build(form: Exportable, precision: Precision) -> _Built:
     """An `openvino.Model`, by way of ONNX."""
     import openvino
 

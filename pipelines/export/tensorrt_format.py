@@ -38,7 +38,7 @@ def command(onnx_file: Path, *, takes_bytes: bool) -> str:
     return f"trtexec --onnx={graph} --saveEngine={engine} --stronglyTyped {told}"
 
 
-def build(form: Exportable, precision: Precision, *, target: str | None = None) -> bytes:
+def build(form: Exportable, precision: Precision) -> bytes:
     """The serialised engine.
 
     Raises:

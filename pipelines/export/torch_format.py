@@ -16,9 +16,7 @@ from pipelines.export.formats import Precision, Runner, as_runner
 _EXTRA = f"{METADATA_KEY}.json"
 
 
-def build(
-    form: Exportable, precision: Precision, *, target: str | None = None
-) -> torch.export.ExportedProgram:
+def build(form: Exportable, precision: Precision) -> torch.export.ExportedProgram:
     """A program with dynamic batch, height and width."""
     example, free = form.example()
     sizes = dict.fromkeys(free, torch.export.Dim.DYNAMIC)

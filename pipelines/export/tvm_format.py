@@ -1,7 +1,6 @@
 """A library of machine code, by Apache TVM's compiler (Relax), for one size of image and one processor.
 
-Untuned: its loops are TVM's own, fused, and slower than what the runtimes bring along. It is for processors
-that these do not know.
+Its loops are plain ones, in order and in one thread, unless candidates are measured: see `tvm_tuning`.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import torch
 from nafnet_core import InputError
 from nafnet_core.exportable import Exportable
 from pipelines.export.formats import Precision, Runner, write_beside
+from pipelines.export.tvm_tuning import Step, tuned
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +27,28 @@ class _Built:
     """For the target; None where that is this machine."""
 
 
-def build(form: Exportable, precision: Precision, *, target: str | None = None) -> _Built:
-    """The network compiled for this machine, and for `target`, TVM's description of one in JSON.
+def build(
+    form: Exportable,
+    precision: Precision,
+    *,
+    target: str | None = None,
+    num_trials: int = 0,
+    on_trial: Step = lambda done, total: None,
+) -> _Built:
+    """The network compiled for this machine, and for another.
+
+    Args:
+        form: the network.
+        precision: fp32.
+        target: TVM's description of another processor, in JSON.
+        num_trials: how many candidates to measure for each loop, here; both get the best ones.
+        on_trial: told of each.
 
     Raises:
         InputError: TVM knows no such target.
     """
     import tvm
+    from tvm import relax
     from tvm.relax.frontend.torch import from_exported_program
 
     there = None if target is None else _target(target)
@@ -43,9 +58,12 @@ def build(form: Exportable, precision: Precision, *, target: str | None = None) 
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own code, on itself
         program = torch.export.export(form, (example,))
         module = from_exported_program(program, keep_params_as_input=False, custom_convert_map=operators)
-    cpu = tvm.target.codegen.llvm_get_system_cpu()
-    here = _compiled(module, tvm.target.Target({"kind": "llvm", "mcpu": cpu}))
-    return _Built(here, None if there is None else _compiled(module, there))
+    cpu, num_cores = tvm.target.codegen.llvm_get_system_cpu(), torch.get_num_threads()
+    here = tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": num_cores})
+    with here:
+        loops = relax.get_pipeline("zero")(_with_norms_over_channels(module))
+    best = tuned(loops, here, num_trials=num_trials, on_trial=on_trial) if num_trials else None
+    return _Built(_compiled(loops, here, best), None if there is None else _compiled(loops, there, best))
 
 
 def save(built: _Built, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -79,12 +97,29 @@ def _target(described: str) -> Any:
         ) from error  # fmt: skip
 
 
-def _compiled(module: Any, target: Any) -> Any:
+def _with_norms_over_channels(module: Any) -> Any:
+    """Norms over the axis of channels where it lies, instead of copies of the map with it last, and back."""
+    from tvm import relax
+    from tvm.relax.dpl import is_op, rewrite_call, wildcard
+
+    x, scale, shift = wildcard(), wildcard(), wildcard()
+    norm = is_op("relax.nn.layer_norm")(is_op("relax.permute_dims")(x), scale, shift)
+
+    def over_channels(_: Any, found: Any) -> Any:
+        epsilon = found[norm].attrs.epsilon
+        return relax.op.nn.layer_norm(found[x], found[scale], found[shift], axes=[1], epsilon=epsilon)
+
+    module["main"] = rewrite_call(is_op("relax.permute_dims")(norm), over_channels, module["main"])
+    return module
+
+
+def _compiled(loops: Any, target: Any, best: Any) -> Any:
     import tvm
 
-    with target:
-        fused = tvm.relax.get_pipeline("zero")(module)
-    return tvm.compile(fused, target)
+    if best is not None:
+        with target, best:
+            loops = tvm.relax.transform.MetaScheduleApplyDatabase()(loops)
+    return tvm.compile(loops, target)
 
 
 def _largest(node: torch.fx.Node, importer: Any) -> Any:

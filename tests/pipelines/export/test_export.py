@@ -355,6 +355,25 @@ def test_a_library_of_tvm_for_here_and_for_elsewhere(weights: Path, tmp_path: Pa
     assert headers and all(head[:4] == b"\x7fELF" and head[18] == 183 for head in headers)  # of AArch64
 
 
+@pytest.mark.slow
+def test_loops_of_tvm_are_measured(weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    from pipelines.export import tvm_format
+
+    told: list[tuple[int, int]] = []
+    config = export.ExportConfig(to="tvm", out=tmp_path / "tuned.so", size_px=(72, 64), num_trials=2)
+    loaded = open_model(str(weights), Workspace(tmp_path))
+    result = export.run(config, loaded, on_trial=lambda done, total: told.append((done, total)))
+    assert result.parity.difference < 1e-5
+    assert told[-1][0] == told[-1][1] == max(done for done, _ in told) and len(told) > 10
+    plain, _ = _export(weights, tmp_path / "plain.so", to="tvm", size_px=(72, 64)).files
+    lq = photo_nchw(72, 64).numpy()
+    runs = [tvm_format.open(library, "fp32", num_threads=1) for library in (result.files[0], plain)]
+    assert np.abs(runs[0](lq) - runs[1](lq)).max() < 1e-5
+    machine = result.files[0].read_bytes()
+    assert b"parallel" in machine and b"parallel" not in plain.read_bytes()
+
+
 def test_a_program_for_executorch(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     from pipelines.export import executorch_format
@@ -381,6 +400,7 @@ def test_a_program_for_executorch(weights: Path, tmp_path: Path) -> None:
         ({"to": "tvm", "target": "phone", "out": "x.tar"}, "knows no such target.*mtriple.*phone"),
         ({"to": "onnx", "size_px": (64, 64), "out": "x.onnx"}, "--size.*executorch, tvm"),
         ({"to": "executorch", "target": "{}", "out": "x.tar"}, "--target.*tvm"),
+        ({"to": "onnx", "num_trials": 1, "out": "x.onnx"}, "--trials.*tvm"),
     ],
 )
 def test_what_tvm_cannot_be_asked(weights: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
