@@ -113,7 +113,11 @@ def export(
                 "Local statistics are off, since the file does not say its training patch: --train-patch"
             )
         stage.precision_of(config, loaded)  # refused before anything is built
-        console.say("Building, and comparing with torch: a minute or two for a small network")
+        console.say(
+            "Measuring loops for minutes, then comparing with torch"
+            if trials
+            else "Building, and comparing with torch: a minute or two for a small network"
+        )
         with console.progress("tune", "candidates") as update:
             result = stage.keep(config, loaded, place) if keep else stage.run(config, loaded, on_trial=update)
         taken = stage.choose(loaded, place, backend="auto") if keep else None
