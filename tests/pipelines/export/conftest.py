@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,3 +64,9 @@ def quick_openvino(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "LARGE_PX", (96, 128))
 
     monkeypatch.setattr(onnx_format, "build", lambda form, precision: onnx.load(onnx_file))
+
+
+def export_weights(weights: Path, out: Path, **options: Any) -> export.ExportResult:
+    """`nafnet export` of them, to a file."""
+    loaded = open_model(str(weights), Workspace(out.parent))
+    return export.run(export.ExportConfig(out=out, **options), loaded)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,8 @@ from pipelines.models import EXPORTED_SUFFIXES, open_model
 from pipelines.workspace import Workspace
 from tests.nafnet_core.networks import lively_network, photo, photo_nchw
 from tests.pipelines.conftest import Run
-from tests.pipelines.export.conftest import PATCH_PX, SHAPE
+from tests.pipelines.export.conftest import PATCH_PX, SHAPE, export_weights
 from tests.pipelines.pairs import write_pairs
-
-_PHONE = '{"kind": "llvm", "mtriple": "aarch64-linux-android"}'
-
-
-def _export(weights: Path, out: Path, **options: Any) -> export.ExportResult:
-    loaded = open_model(str(weights), Workspace(out.parent))
-    return export.run(export.ExportConfig(out=out, **options), loaded)
 
 
 @pytest.mark.parametrize("size", [(8, 300), (129, 75), (3, 3)])
@@ -86,7 +78,7 @@ def test_bytes_in_and_bytes_out(weights: Path, tmp_path: Path) -> None:
     import onnxruntime
 
     out = tmp_path / "bytes.onnx"
-    _export(weights, out, to="onnx", takes_bytes=True)
+    export_weights(weights, out, to="onnx", takes_bytes=True)
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     model, _ = load_model(weights)
     for size in ((50, 70), (7, 9)):
@@ -103,7 +95,7 @@ def test_bytes_in_and_bytes_out(weights: Path, tmp_path: Path) -> None:
 def test_half_precision_keeps_its_norms(weights: Path, tmp_path: Path) -> None:
     import onnx
 
-    result = _export(weights, tmp_path / "half.onnx", to="onnx", precision="fp16")
+    result = export_weights(weights, tmp_path / "half.onnx", to="onnx", precision="fp16")
     assert 1e-6 < result.parity.difference < 2e-3  # 0.04 where means go through fp16
     kept = {value.name: value.data_type for value in onnx.load(result.files[0]).graph.initializer}
     in_half = [name for name, kind in kept.items() if kind == onnx.TensorProto.FLOAT16]
@@ -122,9 +114,9 @@ def test_values_that_half_precision_cannot_hold_are_found(weights: Path, tmp_pat
     save_model(model, tmp_path / "large.safetensors", metadata=metadata)
     out = tmp_path / "large.onnx"
     with pytest.raises(GateError, match=r"nothing was written.*large\.onnx.*got"):
-        _export(tmp_path / "large.safetensors", out, to="onnx", precision="fp16")
+        export_weights(tmp_path / "large.safetensors", out, to="onnx", precision="fp16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large.safetensors"]
-    _export(tmp_path / "large.safetensors", out, to="onnx")
+    export_weights(tmp_path / "large.safetensors", out, to="onnx")
 
 
 def test_another_network_does_not_pass_the_gate(onnx_file: Path) -> None:
@@ -142,7 +134,7 @@ def test_another_network_does_not_pass_the_gate(onnx_file: Path) -> None:
 
 
 def test_openvino_in_bf16(weights: Path, tmp_path: Path) -> None:
-    result = _export(weights, tmp_path / "lively.xml", to="openvino", precision="bf16")
+    result = export_weights(weights, tmp_path / "lively.xml", to="openvino", precision="bf16")
     assert [file.name for file in result.files] == ["lively.xml", "lively.bin"]
     opened = export.open_exported(tmp_path / "lively.xml")
     assert opened.metadata["export"]["precision"] == "bf16" and "openvino, bf16" in opened.label
@@ -167,7 +159,7 @@ def test_openvino_in_bf16(weights: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_program_of_torch(weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "lively.pt2"
-    _export(weights, out, to="torch")
+    export_weights(weights, out, to="torch")
     extra = {"nafnet.json": ""}
     program = torch.export.load(out, extra_files=extra)
     assert json.loads(extra["nafnet.json"])["export"]["format"] == "torch"
@@ -245,7 +237,7 @@ def test_what_cannot_be(
 def test_a_missing_runtime_is_said(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "openvino" else object())
     with pytest.raises(CapabilityError, match=r"openvino.*pip install 'nafnet-ray\[export\]'") as raised:
-        _export(weights, tmp_path / "x.xml", to="openvino")
+        export_weights(weights, tmp_path / "x.xml", to="openvino")
     assert raised.value.exit_code == 4
 
 
@@ -254,7 +246,7 @@ def test_without_a_gpu_the_graph_of_an_engine_is_written(weights: Path, tmp_path
     with pytest.raises(
         CapabilityError, match=r"an engine is built.*trtexec --onnx=.*--stronglyTyped"
     ) as raised:
-        _export(weights, tmp_path / "lively.engine", to="tensorrt")
+        export_weights(weights, tmp_path / "lively.engine", to="tensorrt")
     assert raised.value.exit_code == 4 and "--maxShapes=lq:4x3x1440x2560" in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["lively.engine.onnx"]
     made = export.open_exported(tmp_path / "lively.engine.onnx").metadata["export"]
@@ -286,7 +278,7 @@ def test_files_of_others(tmp_path: Path, onnx_file: Path) -> None:
 def test_files_of_something_else_stay(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "other.bin").write_bytes(b"weights of another program")
     with pytest.raises(InputError, match=r"something else's.*other\.bin"):
-        _export(weights, tmp_path / "other.xml", to="openvino")
+        export_weights(weights, tmp_path / "other.xml", to="openvino")
     assert (tmp_path / "other.bin").read_bytes() == b"weights of another program"
 
 
@@ -315,7 +307,7 @@ def test_a_model_in_int8_is_exported_as_that(tmp_path: Path, to: str) -> None:
     del ranges["ending"]
     save_model(quantize(model, ranges), tmp_path / "int8.safetensors", metadata={"train_patch_px": PATCH_PX})
     out = (tmp_path / "int8").with_suffix(formats.FORMATS[to].suffix)
-    result = _export(tmp_path / "int8.safetensors", out, to=to)
+    result = export_weights(tmp_path / "int8.safetensors", out, to=to)
     assert result.precision == "int8"
     opened = export.open_exported(out)
     assert opened.fixed_precision == "int8" and len(opened.model.config.int8_layers or ()) == len(ranges)
@@ -334,80 +326,11 @@ def test_a_model_in_int8_is_exported_as_that(tmp_path: Path, to: str) -> None:
         assert sum(len(each.dims) == 4 for each in weights) == len(ranges)
 
 
-def test_a_library_of_tvm_for_here_and_for_elsewhere(weights: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tvm")
-    from pipelines.export import tvm_format
-
-    result = _export(weights, tmp_path / "lively.so", to="tvm", size_px=(72, 64))
-    library, said = result.files
-    assert result.parity.difference < 1e-5 and result.parity.timed_px == (72, 64)
-    assert result.parity.sizes_px == ((72, 64),)
-    model, _ = load_model(weights)
-    lq = photo_nchw(72, 64)
-    with torch.no_grad(), local_statistics(model, PATCH_PX):
-        expected = model(lq)
-    made = tvm_format.open(library, "fp32", num_threads=1)(lq.numpy())
-    assert np.abs(made - expected.numpy()).max() < 1e-5 < np.abs(expected.numpy() - lq.numpy()).max()
-    assert json.loads(said.read_text())["export"]["size_px"] == [72, 64]
-
-    objects, _ = _export(weights, tmp_path / "lively.tar", to="tvm", size_px=(64, 64), target=_PHONE).files
-    members = _members(objects)
-    assert members and all(each[:4] == b"\x7fELF" and each[18] == 183 for each in members)  # of AArch64
-
-
-def _members(archive: Path) -> list[bytes]:
-    with tarfile.open(archive) as opened:
-        return [opened.extractfile(name).read() for name in opened.getnames()]  # type: ignore[union-attr]
-
-
-class _Layer(torch.nn.Module):
-    """What a network has most of, as `Exportable` gives it to TVM."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.LayerNorm(16)
-        for parameter in self.norm.parameters():
-            torch.nn.init.normal_(parameter)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-    def example(self) -> tuple[torch.Tensor, tuple[int, ...]]:
-        return torch.zeros(1, 3, 64, 72), ()
-
-
-@pytest.mark.slow
-def test_loops_of_tvm_are_measured_here_and_taken_for_elsewhere(tmp_path: Path) -> None:
-    pytest.importorskip("tvm")
-    from pipelines.export import tvm_format
-
-    layer, lq = _Layer().eval(), photo_nchw(64, 72)
-    told: list[tuple[int, int]] = []
-    for name, num_trials in (("plain", 0), ("tuned", 4)):
-        built = tvm_format.build(
-            layer,  # type: ignore[arg-type]
-            "fp32",
-            target=_PHONE,
-            num_trials=num_trials,
-            on_trial=lambda done, total: told.append((done, total)),
-        )
-        here, there = tmp_path / f"{name}.so", tmp_path / f"{name}.tar"
-        tvm_format.save(built, here, {})
-        tvm_format.save(built, there, {"name": name})
-        made = tvm_format.open(here, "fp32", num_threads=2)(lq.numpy())
-        with torch.no_grad():
-            np.testing.assert_allclose(made, layer(lq).numpy(), atol=1e-5)
-        machines = here.read_bytes(), b"".join(_members(there))
-        assert [b"ParallelLaunch" in machine for machine in machines] == [num_trials > 0] * 2
-        assert bool(told) == (num_trials > 0)
-    assert told == sorted(told) and told[-1][0] == told[-1][1] == 2 * 4  # candidates of two loops
-
-
 def test_a_program_for_executorch(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     from pipelines.export import executorch_format
 
-    result = _export(weights, tmp_path / "lively.pte", to="executorch", size_px=(72, 64))
+    result = export_weights(weights, tmp_path / "lively.pte", to="executorch", size_px=(72, 64))
     program, said = result.files
     assert result.parity.difference < 1e-5 and result.parity.sizes_px == ((72, 64),)
     model, _ = load_model(weights)
@@ -436,5 +359,5 @@ def test_what_tvm_cannot_be_asked(weights: Path, tmp_path: Path, options: dict[s
     pytest.importorskip("tvm")
     asked = {"out": "x.so", **options}
     with pytest.raises(InputError, match=words):
-        _export(weights, tmp_path / asked.pop("out"), **asked)
+        export_weights(weights, tmp_path / asked.pop("out"), **asked)
     assert not list(tmp_path.iterdir())
