@@ -58,17 +58,22 @@ def tuned(module: Any, target: Any, *, num_trials: int, on_trial: Step) -> Any:
     ]
     total = num_trials * len(contexts)
     database = ms.database.MemoryDatabase()
-    ms.tune.tune_tasks(
-        tasks=contexts,
-        task_weights=[loop.weight for loop in loops],
-        work_dir="",
-        max_trials_global=total,
-        num_trials_per_iter=min(num_trials, _PER_ROUND),
-        builder=ms.builder.LocalBuilder(f_build=built),
-        runner=_counting(on_trial, total),
-        cost_model="random",  # XGBoost's, a package more, found nothing faster in as many trials
-        database=database,
-    )
+    try:
+        ms.tune.tune_tasks(
+            tasks=contexts,
+            task_weights=[loop.weight for loop in loops],
+            work_dir="",
+            max_trials_global=total,
+            num_trials_per_iter=min(num_trials, _PER_ROUND),
+            builder=ms.builder.LocalBuilder(f_build=built),
+            runner=_counting(on_trial, total),
+            cost_model="random",  # XGBoost's, a package more, found nothing faster in as many trials
+            database=database,
+        )
+    except RuntimeError as error:
+        if str(error).strip():
+            raise
+        raise KeyboardInterrupt from error  # on its way through TVM it has become an error without words
     on_trial(total, total)  # a loop of few forms has fewer candidates than were asked for
     return database
 
