@@ -129,12 +129,17 @@ class Reading:
     block_bytes: int
     cache_gib: float
 
+    @property
+    def busy_readers(self) -> int:
+        """Readers for which there is a block. Of one that reads none, Ray Data makes an empty block."""
+        return sum(self._start(turn) < self.span.num_batches for turn in range(self.num_readers))
+
     def turns_of(self, reader: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Numbers of a reader's blocks, every `num_readers`-th, and of the batches in each.
+        """Numbers of a reader's blocks, every `busy_readers`-th, and of the batches in each.
 
         The first block is of one batch, the next of two, and so on, so that training starts soon.
         """
-        for turn in itertools.count(reader, self.num_readers):
+        for turn in itertools.count(reader, self.busy_readers):
             start, stop = self._start(turn), min(self._start(turn + 1), self.span.num_batches)
             if start >= stop:
                 return
@@ -153,7 +158,7 @@ class _Feed:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         # One thread hands out blocks, others let readers go on.
-        groups = {"pace": reading.num_readers, "tell": 1}
+        groups = {"pace": reading.busy_readers, "tell": 1}
         actor = ray.remote(num_cpus=0, concurrency_groups=groups)(Feeder)
         self._feeder: ActorHandle = actor.options(scheduling_strategy=_here(0)).remote(reading)
 
@@ -202,10 +207,10 @@ class Feeder:
         context.target_max_block_size = 1
         # Walking through a reader's mappings, of all shards and of shared memory, takes it milliseconds.
         context.memory_usage_poll_interval_s = None
-        self._ahead = _blocks_ahead(reading.num_readers)
+        self._ahead = _blocks_ahead(reading.busy_readers)
         self._taken, self._changed = 0, threading.Condition()
         # Not `ray.data.range`: its tasks want a CPU each, and wait for ever where training workers hold them.
-        readers = [{"reader": number} for number in range(reading.num_readers)]
+        readers = [{"reader": number} for number in range(reading.busy_readers)]
         self._dataset = ray.data.from_items(readers, override_num_blocks=len(readers)).map_batches(
             Reader,
             fn_constructor_args=(reading, ray.get_runtime_context().current_actor),

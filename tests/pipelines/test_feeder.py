@@ -53,7 +53,9 @@ def test_readers_together_read_every_batch_once_in_order(
         plan=PLAN, roots=(), span=span, part=(0, slice_size), first=first, num_readers=num_readers,
         reader_cpus=0.1, block_bytes=block_bytes, cache_gib=1.0,
     )  # fmt: skip
-    turns = dict(turn for reader in range(num_readers) for turn in reading.turns_of(reader))
+    each = [list(reading.turns_of(reader)) for reader in range(reading.busy_readers)]
+    assert all(each) and len(each) <= num_readers
+    turns = dict(turn for turns in each for turn in turns)
     assert sorted(turns) == list(range(len(turns)))
     batches = [turns[number] for number in range(len(turns))]
     assert np.array_equal(np.concatenate(batches), np.arange(first, num_batches))
@@ -101,6 +103,14 @@ def test_batches_are_those_of_the_plan(
     for number, batch in enumerate(batches):
         expected = slice_numbers(SPAN, part, np.array([number]))[0]
         assert_same(batch, read_patches(plan, stores, expected, SPAN.patch_px))
+
+
+@pytest.mark.ray
+def test_a_span_may_be_too_short_for_all_readers(read: Read) -> None:
+    few = replace(SPAN, num_batches=2)
+    assert [batch.samples.tolist() for batch in read(few, 0, 1, num_readers=4)] == [
+        slice_numbers(few, (0, SPAN.batch), np.array([number]))[0].tolist() for number in range(2)
+    ]
 
 
 @pytest.mark.ray
