@@ -7,6 +7,8 @@
 Peers: a plain NCHW eager fp32 network with a hand-written autograd LayerNorm, and spandrel's, if it is there
 (`pip install --no-deps spandrel`). Ratios are against the faster of them. Memory is the peak of a process of
 its own, its start-up included. Needs torch, numpy and OpenCV only.
+
+On a GPU ours are CUDA graphs, as in `nafnet train` and `nafnet restore`; peers are launched as they are.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import _peers as peers  # noqa: E402
 from benchmarks._rows import Rows, row, show  # noqa: E402
 from nafnet_core import PRESETS, NAFNet, randomize_residual_scales, restore_image  # noqa: E402
+from nafnet_core.forward import Forward, forward_of  # noqa: E402
 from nafnet_core.local_stats import local_statistics  # noqa: E402
 from nafnet_core.losses import psnr_loss  # noqa: E402
-from nafnet_core.strips import forward_in_strips  # noqa: E402
+from pipelines.train.graphed import GraphedPasses  # noqa: E402
 
 _TRAIN_PATCH_PX = 256
 _FRAME = (1, 3, 720, 1280)
@@ -55,6 +58,8 @@ def main() -> None:
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device(options.device)
+    if device.type == "cuda":  # as training has it, for all of them
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if options.memory_of:
         _memory_of(options.memory_of, options.preset, device)
         return
@@ -69,17 +74,24 @@ def main() -> None:
 
 
 def training_rows(device: torch.device, preset: str, rounds: int, *, compiled: bool = False) -> Rows:
-    """One step, forward and backward, of two patches of 128×128."""
+    """One step, forward and backward: of two patches of 128×128 on a CPU, of eight of 256×256 on a GPU."""
     networks = _networks(preset, device)
-    gt = torch.rand(2, 3, 128, 128, device=device)
+    count, side = (8, 256) if device.type == "cuda" else (2, 128)
+    gt = torch.rand(count, 3, side, side, device=device)
     lq = (gt + 0.05 * torch.randn_like(gt)).clamp(0, 1)
     runs: dict[str, Callable[[], Any]] = {
         name: partial(_step, model, lq, gt, bf16=False) for name, model in networks.items()
     }
     runs["bf16"] = partial(_step, networks["fp32"], lq, gt, bf16=True)
+    if device.type == "cuda":
+        runs |= {
+            name: _recorded_step(networks["fp32"], lq, gt, bf16=name == "bf16") for name in ("fp32", "bf16")
+        }
+        runs["plain, bf16"] = partial(_step, networks["plain"], lq, gt, bf16=True)
     losses = {name: run() for name, run in runs.items()}
-    assert abs(losses["fp32"] - losses["plain"]) < 1e-5 * abs(losses["plain"]), losses
-    label, rows = f"{preset} training step 2×128×128", {}
+    tolerance = 1e-5 if device.type == "cpu" else 1e-3  # TF32 there
+    assert abs(losses["fp32"] - losses["plain"]) < tolerance * abs(losses["plain"]), losses
+    label, rows = f"{preset} training step {count}×{side}×{side}", {}
     if compiled:
         runs["bf16 compiled"] = partial(_step, torch.compile(networks["fp32"]), lq, gt, bf16=True)
         start = time.perf_counter()
@@ -92,8 +104,11 @@ def inference_rows(device: torch.device, preset: str, rounds: int) -> Rows:
     """A whole frame with local statistics."""
     networks = _networks(preset, device)
     lq = torch.rand(_FRAME, device=device)
-    runs = {name: partial(_infer, model, lq, bf16=False) for name, model in networks.items()}
-    runs["bf16"] = partial(_infer, networks["fp32"], lq, bf16=True)
+    forwards = {name: _forward(model, device, bf16=False) for name, model in networks.items()}
+    forwards["bf16"] = _forward(networks["fp32"], device, bf16=True)
+    if device.type == "cuda":
+        forwards["plain, bf16"] = _forward(networks["plain"], device, bf16=True)
+    runs = {name: partial(_infer, forward, lq, bf16="bf16" in name) for name, forward in forwards.items()}
     difference = (runs["fp32"]() - runs["plain"]()).abs().max()
     # The peers sum a whole map in fp32; ours does not, and is the more exact one.
     assert difference < 1e-2, f"the two networks differ by {difference}"
@@ -145,18 +160,50 @@ def _step(model: nn.Module, lq: Tensor, gt: Tensor, *, bf16: bool) -> float:
     return float(loss.detach())
 
 
-@torch.inference_mode()
-def _infer(model: nn.Module, lq: Tensor, *, bf16: bool) -> Tensor:
+def _recorded_step(model: nn.Module, lq: Tensor, gt: Tensor, *, bf16: bool) -> Callable[[], float]:
+    """The same as `_step`, of uint8, as training has it."""
+    model.train()
+
+    def run(lq_u8: Tensor, gt_u8: Tensor, global_batch: int) -> tuple[Tensor, Tensor]:
+        lq, gt = (image.permute(0, 3, 1, 2).float().div_(255) for image in (lq_u8, gt_u8))
+        with torch.autocast(lq.device.type, dtype=torch.bfloat16, enabled=bf16):
+            restored = model(lq)
+        loss = psnr_loss(restored.float(), gt).sum() / global_batch
+        loss.backward()
+        return loss.detach(), loss.detach()
+
+    passes = GraphedPasses(list(model.parameters()), run)
+    images = [(255 * image).round().byte().permute(0, 2, 3, 1).cpu().numpy() for image in (lq, gt)]
+
+    def step() -> float:
+        passes.begin()
+        loss = float(passes(*images, len(lq))[0])
+        model.zero_grad(set_to_none=True)
+        return loss
+
+    return step
+
+
+def _forward(model: nn.Module, device: torch.device, *, bf16: bool) -> Forward:
+    """A peer's with local pools; ours as `restore_image` runs it."""
     model.eval()
-    if not isinstance(model, NAFNet):
-        if not any(isinstance(module, peers.IntegralPool) for module in model.modules()):
-            peers.localize(model, _TRAIN_PATCH_PX)
-        return model(lq)
-    with (
-        local_statistics(model, _TRAIN_PATCH_PX),
-        torch.autocast(lq.device.type, dtype=torch.bfloat16, enabled=bf16),
-    ):
-        return forward_in_strips(model, lq) if lq.device.type == "cpu" else model(lq)
+    if isinstance(model, NAFNet):
+        forward = forward_of(model, device, autocast=bf16, bytes_per_px=1)
+
+        def with_windows(lq: Tensor) -> Tensor:
+            with local_statistics(model, _TRAIN_PATCH_PX):
+                return forward(lq)
+
+        return with_windows
+    if not any(isinstance(module, peers.IntegralPool) for module in model.modules()):
+        peers.localize(model, _TRAIN_PATCH_PX)
+    return model
+
+
+@torch.inference_mode()
+def _infer(forward: Forward, lq: Tensor, *, bf16: bool) -> Tensor:
+    with torch.autocast(lq.device.type, dtype=torch.bfloat16, enabled=bf16):
+        return forward(lq)
 
 
 def _timed(runs: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, list[float]]:
@@ -178,7 +225,7 @@ def _ratios(
 ) -> Rows:
     """Medians, and the median over the rounds of each ratio: a machine's speed drifts between rounds."""
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    others = [name for name in ("plain", "spandrel") if name in times]
+    others = [name for name in ("plain", "spandrel", "plain, bf16") if name in times]
     peer = times[min(others, key=seconds.__getitem__)]
     has_floor = device.type == "cpu" and label.startswith("width32 ")
     rows = {f"{label}, {name}": row(value, "s") for name, value in seconds.items()}
@@ -210,7 +257,7 @@ def _memory_of(name: str, preset: str, device: torch.device) -> None:
             model.checkpoint_activations = True
         _step(model, torch.rand(2, 3, 256, 256), torch.rand(2, 3, 256, 256), bf16=False)
     else:
-        _infer(model, torch.rand(_FRAME), bf16=False)
+        _infer(_forward(model, device, bf16=False), torch.rand(_FRAME), bf16=False)
     # Not `ru_maxrss`, which a child inherits from the process that started it.
     status = Path("/proc/self/status").read_text()
     print(int(status.split("VmHWM:")[1].split()[0]) / 1024)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 WINDOW_PER_PATCH = 1.5  # Chu et al., section 5.1, and the official `base_size`.
 _BLOCK_BYTES = 2**20  # rows summed at a time: about a core's second-level cache
+_BAND_ROWS = 256  # sums that one product gives, on a GPU
 
 
 class LocalMean(nn.Module):
@@ -70,8 +72,8 @@ def window_means(x: Tensor, window_px: int) -> Tensor:
         (N, H − window + 1, W − window + 1, C), dtype of `x`.
     """
     rows, cols = (min(window_px, side) for side in x.shape[1:3])
-    if x.device.type == "cpu" and not x.requires_grad:
-        return _sliding_means(x, rows, cols)
+    if not x.requires_grad:
+        return (_sliding_means if x.device.type == "cpu" else _banded_means)(x, rows, cols)
     precise = x if x.dtype == torch.float64 else x.float()
     return (_window_sums(_window_sums(precise, rows, dim=1), cols, dim=2) / (rows * cols)).to(x.dtype)
 
@@ -155,6 +157,42 @@ def _sliding_means(x: Tensor, rows: int, cols: int) -> Tensor:
         inside = _window_sums(sums[:, : last - first], cols, dim=2)
         means[:, first:last] = torch.mul(inside, 1 / (rows * cols), out=inside)
     return means
+
+
+def _banded_means(x: Tensor, rows: int, cols: int) -> Tensor:
+    """Window means as products with matrices of zeros and ones: few kernels, and those a GPU's fastest.
+
+    Products add up in fp32. The sums down the map are rounded to the map's dtype; that averages out.
+    """
+    batch, height, width, channels = x.shape
+    with torch.autocast(x.device.type, enabled=False):
+        down = _band_sums(x.reshape(batch, height, width * channels), rows)
+        across = _band_sums(down.reshape(-1, width, channels), cols)
+    return across.reshape(batch, height - rows + 1, width - cols + 1, channels) * (1 / (rows * cols))
+
+
+def _band_sums(x: Tensor, window: int) -> Tensor:
+    """Sum over every run of `window` entries of the middle axis: (B, L, K) → (B, L − window + 1, K).
+
+    A product a block of sums, with the few entries it needs: work grows with the map, not with its square.
+    """
+    length = x.shape[1] - window + 1
+    band = _band(min(_BAND_ROWS, length), window, x.dtype, x.device)
+    sums = []
+    for start in range(0, length, _BAND_ROWS):
+        number = min(_BAND_ROWS, length - start)
+        entries = number + window - 1
+        block = band[:number, :entries].expand(len(x), -1, -1)
+        sums.append(torch.bmm(block, x[:, start : start + entries]))
+    return torch.cat(sums, dim=1) if len(sums) > 1 else sums[0]
+
+
+@lru_cache(maxsize=64)
+def _band(number: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(number, number + window − 1): row i is one from i to i + window − 1."""
+    with torch.inference_mode(False):
+        ones = torch.ones(number, number + window - 1, dtype=dtype, device=device)
+        return ones.triu().tril(window - 1)
 
 
 def _window_sums(x: Tensor, window: int, *, dim: int) -> Tensor:

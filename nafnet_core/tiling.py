@@ -22,10 +22,11 @@ from torch import Tensor
 from nafnet_core.artefacts import is_broken
 from nafnet_core.canvas import Canvas, Tile
 from nafnet_core.foreign import ForeignNetwork
+from nafnet_core.forward import Forward, ensemble, forward_of
 from nafnet_core.local_stats import local_statistics
 from nafnet_core.memory import free_memory_mib
 from nafnet_core.model import NAFNet
-from nafnet_core.strips import convolutions_in_bf16, forward_in_strips
+from nafnet_core.strips import convolutions_in_bf16
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +97,13 @@ def tile_px_for(model: Network, memory_mib: float) -> int:
 
     A multiple of 64 px, and at least `MIN_TILE_PX`.
     """
-    in_strips = isinstance(model, NAFNet) and _device(model).type == "cpu"
-    bytes_per_px = 4 * model.config.width * (_LIVE_MAPS_IN_STRIPS if in_strips else _LIVE_MAPS_WHOLE)
-    side = int((memory_mib * 2**20 / bytes_per_px) ** 0.5)
+    side = int((memory_mib * 2**20 / _bytes_per_px(model)) ** 0.5)
     return min(MAX_TILE_PX, max(MIN_TILE_PX, side // 64 * 64))
+
+
+def _bytes_per_px(model: Network) -> int:
+    in_strips = isinstance(model, NAFNet) and _device(model).type == "cpu"
+    return 4 * model.config.width * (_LIVE_MAPS_IN_STRIPS if in_strips else _LIVE_MAPS_WHOLE)
 
 
 def auto_tile_px(model: Network, tile_batch: int = 1) -> int:
@@ -259,6 +263,7 @@ class _Runner:
 
     def __init__(self, model: Network, options: TileOptions, on_tile: Callable[[int, int], None]) -> None:
         self._model, self._options, self._on_tile = model, options, on_tile
+        self._forward = _forward_of(model, options)
         side = options.tile_px
         self._tile_px = auto_tile_px(model, options.tile_batch) if side == "auto" else side
         self._batch_size = options.tile_batch
@@ -307,7 +312,7 @@ class _Runner:
 
     def _run(self, batch: list[tuple[_Work, Tile]]) -> None:
         images = np.stack([work.canvas.piece(tile) for work, tile in batch])
-        pieces = _run(self._model, images, self._options)
+        pieces = _run(self._model, images, self._options, self._forward)
         redone, kept = self._mend(images, pieces) if self._options.guard else ([], [])
         for index, (work, tile) in enumerate(batch):
             work.canvas.put(tile, pieces[index])
@@ -325,9 +330,10 @@ class _Runner:
         redone: list[int] = []
         network = _in_torch(self._model)
         if broken and network is not None and self._options.train_patch_px is not None:
+            forward = _forward_of(network, self._options)
             with local_statistics(network, None):
                 for index in broken:
-                    again = _run(network, images[index : index + 1], self._options)
+                    again = _run(network, images[index : index + 1], self._options, forward)
                     if not is_broken(lq[index : index + 1], again).item():
                         pieces[index] = again[0]
                         redone.append(index)
@@ -341,6 +347,10 @@ def _in_torch(model: Network) -> NAFNet | None:
     if isinstance(model, ForeignNetwork):
         return None if model.in_torch is None else model.in_torch()
     return model
+
+
+def _forward_of(model: Network, options: TileOptions) -> Forward:
+    return forward_of(model, _device(model), autocast=options.autocast, bytes_per_px=_bytes_per_px(model))
 
 
 def _device(model: Network) -> torch.device:
@@ -357,7 +367,7 @@ def _alike(first: tuple[_Work, Tile], second: tuple[_Work, Tile]) -> bool:
     return same_size and work.rgb.dtype == other_work.rgb.dtype
 
 
-def _run(model: Network, images: NDArray[Any], options: TileOptions) -> Tensor:
+def _run(model: Network, images: NDArray[Any], options: TileOptions, forward: Forward) -> Tensor:
     """Run the network: (N, H, W, C) uint8 or uint16, full range → (N, H, W, C) fp32 on the CPU, about 0…1."""
     device = _device(model)
     # torch has few kernels for uint16.
@@ -372,25 +382,5 @@ def _run(model: Network, images: NDArray[Any], options: TileOptions) -> Tensor:
     mode = "reflect" if bottom < height and right < width else "replicate"
     padded = F.pad(lq_nchw, (0, right, 0, bottom), mode=mode)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.autocast):
-        restored = _ensemble(model, padded) if options.ensemble else _forward(model, padded)
+        restored = ensemble(forward, padded) if options.ensemble else forward(padded)
     return restored[..., :height, :width].permute(0, 2, 3, 1).float().cpu()
-
-
-def _forward(model: Network, lq: Tensor) -> Tensor:
-    # Strips pay where maps outgrow the caches: not on a GPU, whose memory is as fast for all of them.
-    if isinstance(model, NAFNet) and lq.device.type == "cpu":
-        return forward_in_strips(model, lq)
-    return model(lq)
-
-
-def _ensemble(model: Network, lq: Tensor) -> Tensor:
-    """Mean over the eight symmetries of the square, each undone after the network."""
-    total = torch.zeros_like(lq)
-    for turns in range(4):
-        for is_flipped in (False, True):
-            turned = lq.rot90(turns, (2, 3))
-            turned = turned.flip(3) if is_flipped else turned
-            restored = _forward(model, turned).float()
-            restored = restored.flip(3) if is_flipped else restored
-            total += restored.rot90(-turns, (2, 3))
-    return total / 8

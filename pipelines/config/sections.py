@@ -166,6 +166,9 @@ class ScalingSection(Section):
     """Keep only what enters each block, and compute the rest again in the backward pass."""
     compile: bool = False
     """Run the network through `torch.compile`, which needs a C++ compiler; README says what it is worth."""
+    cuda_graphs: bool | None = None
+    """Launch a GPU's forward and backward pass as a whole; None: of a worker that is alone. Among several,
+    gradients are then summed behind the pass, and not during it."""
     bucket_mib: int | None = Field(None, gt=0)
     """MiB of gradients that are summed over the workers at a time. None takes torch's own, 1 and then 25
     each. 5 hid 85 % of the sum at 1 Gbit/s where torch's hid 71 %; 100 hid nothing."""
@@ -178,6 +181,10 @@ class ScalingSection(Section):
     """A worker that others wait for so long counts as lost."""
     wait_minutes: float = Field(15.0, ge=0)
     """How long a cluster may take to have room: until its autoscaler brings nodes, or others are done."""
+
+    def takes_cuda_graphs(self, num_workers: int) -> bool:
+        """Whether workers on GPUs record their passes."""
+        return num_workers == 1 if self.cuda_graphs is None else self.cuda_graphs
 
     @property
     def least_workers(self) -> int:

@@ -33,6 +33,7 @@ from pipelines.config import ModelSection, RunConfig
 from pipelines.feature_weights import installed_lite0
 from pipelines.ingest import Begun, PatchBatch, Span
 from pipelines.plan import rank_slice
+from pipelines.train.graphed import GraphedPasses
 from pipelines.train.initial import load_initial
 from pipelines.train.micro_batch import fitting_micro_batch
 from pipelines.train.replica import replicated
@@ -147,8 +148,13 @@ class Trainer:
         # open, which torch 2.13 fails on: the padding asks for a remainder of the size.
         compiled = torch.compile(self.model, dynamic=False) if config.scaling.compile else self.model
         self.replica: nn.Module = compiled
-        if context.world_size > 1:
+        self._graphed: GraphedPasses | None = None
+        self._loss_factor = 1
+        if context.device.type == "cuda" and config.scaling.takes_cuda_graphs(context.world_size):
+            self._graphed = GraphedPasses(list(self.model.parameters()), self._pass)
+        elif context.world_size > 1:
             self.replica = replicated(compiled, config.scaling, context.device)
+            self._loss_factor = context.world_size  # DDP averages where the mean over the batch needs the sum
 
     @property
     def weights(self) -> NAFNet:
@@ -161,6 +167,8 @@ class Trainer:
         Has DDP rebuild its buckets before the first real step: later, a resumed run would rebuild them at
         another step than an uninterrupted one, and sum gradients in another order.
         """
+        if self._graphed is not None:  # there is no DDP
+            return
         start, stop = rank_slice(batch, self.context.rank, self.context.world_size)
         noise = np.random.default_rng(0).integers(0, 256, (stop - start, patch_px, patch_px, 3), np.uint8)
         for _ in range(steps):
@@ -182,6 +190,8 @@ class Trainer:
             self.optimizer.step()
             self._average()
             self.optimizer.zero_grad(set_to_none=True)
+            if self.context.device.type == "cuda":
+                torch.cuda.synchronize(self.context.device)
             times.append(time.perf_counter())
         self.optimizer.state.clear()
         return [end - begin for begin, end in pairwise(times)]
@@ -278,25 +288,37 @@ class Trainer:
         Returns:
             This rank's part of that loss, and the mean PSNR of its own patches.
         """
-        device, count = self.context.device, len(batch.samples)
-        pinned = self.config.scaling.micro_batch or self.micro_batches.get(str(batch.lq.shape[1]), count)
-        micro = min(pinned, count)
-        total, psnr_db = torch.zeros(2, device=device)
+        count, scaling = len(batch.samples), self.config.scaling
+        micro = min(count, scaling.micro_batch or self.micro_batches.get(str(batch.lq.shape[1]), count))
+        total, psnr_db = torch.zeros(2, device=self.context.device)
+        if self._graphed is not None:
+            self._graphed.begin()
         for start in range(0, count, micro):
-            part = slice(start, start + micro)
-            lq, gt = (_to_float(image[part], device) for image in (batch.lq, batch.gt))
-            is_last = start + micro >= count
-            no_sync = getattr(self.replica, "no_sync", contextlib.nullcontext)
-            with contextlib.nullcontext() if is_last else no_sync():
-                use_bf16 = self.config.precision == "bf16"
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16):
-                    restored = self.replica(lq)
-                loss = self.loss(restored, gt).sum() / global_batch
-                # DDP averages over ranks where the mean over the batch needs the sum.
-                (loss * self.context.world_size).backward()
-            total += loss.detach()
-            psnr_db -= psnr_loss(restored.detach().float(), gt).sum() / count
+            lq, gt = (image[start : start + micro] for image in (batch.lq, batch.gt))
+            if self._graphed is not None:
+                loss, psnr_sum_db = self._graphed(lq, gt, global_batch)
+            else:
+                is_last = start + micro >= count
+                no_sync = getattr(self.replica, "no_sync", contextlib.nullcontext)
+                with contextlib.nullcontext() if is_last else no_sync():
+                    on_device = (_sent(image, self.context.device) for image in (lq, gt))
+                    loss, psnr_sum_db = self._pass(*on_device, global_batch)
+            total += loss
+            psnr_db += psnr_sum_db / count
+        if self._graphed is not None and self.context.world_size > 1:
+            self._graphed.sum_over_workers(in_bf16=scaling.gradient_compression == "bf16")
         return total, psnr_db
+
+    def _pass(self, lq_nhwc_u8: Tensor, gt_nhwc_u8: Tensor, global_batch: int) -> tuple[Tensor, Tensor]:
+        """Forward and backward: this part of the mean loss over the global batch, and the sum of its PSNR."""
+        # NCHW of fp32 in 0…1; in memory still NHWC.
+        lq, gt = (image.permute(0, 3, 1, 2).float().div_(255) for image in (lq_nhwc_u8, gt_nhwc_u8))
+        use_bf16 = self.config.precision == "bf16"
+        with torch.autocast(lq.device.type, dtype=torch.bfloat16, enabled=use_bf16):
+            restored = self.replica(lq)
+        loss = self.loss(restored, gt).sum() / global_batch
+        (loss * self._loss_factor).backward()
+        return loss.detach(), -psnr_loss(restored.detach().float(), gt).sum()
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -343,9 +365,7 @@ class Trainer:
         }
 
 
-def _to_float(image_nhwc_u8: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """(N, P, P, 3) uint8 → (N, 3, P, P) fp32 in 0…1, NHWC in memory; a quarter of the bytes travel."""
-    batch = torch.from_numpy(np.ascontiguousarray(image_nhwc_u8))
-    if device.type == "cuda":
-        batch = batch.pin_memory().to(device, non_blocking=True)
-    return batch.permute(0, 3, 1, 2).float().div_(255)
+def _sent(image_nhwc_u8: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """As uint8, a quarter of the bytes of floats."""
+    image = torch.from_numpy(np.ascontiguousarray(image_nhwc_u8))
+    return image.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else image

@@ -148,7 +148,9 @@ def _total_samples(config: RunConfig, epoch_samples: int | None) -> int | None:
 
 def _small(config: RunConfig) -> RunConfig:
     """`config` for this one process; the micro-batch is set a stage."""
-    scaling = config.scaling.model_copy(update={"num_workers": 1, "use_gpu": False, "compile": False})
+    scaling = config.scaling.model_copy(
+        update={"num_workers": 1, "use_gpu": False, "compile": False, "cuda_graphs": False}
+    )
     return config.model_copy(update={"scaling": scaling})
 
 

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nafnet_core import NAFNet, NAFNetConfig, restore_image
-from nafnet_core.local_stats import LocalMean, local_statistics, spread, window_means
+from nafnet_core.local_stats import (
+    LocalMean,
+    _banded_means,
+    _sliding_means,
+    local_statistics,
+    spread,
+    window_means,
+)
 from nafnet_core.strips import forward_in_strips
 from tests.nafnet_core.networks import (
     DEEP,
@@ -50,10 +57,20 @@ def test_local_mean_is_the_naive_one(height: int, width: int, window_px: int) ->
     pool = LocalMean()
     pool.window_px = window_px
     torch.testing.assert_close(spread_means(x, pool), expected, rtol=0, atol=1e-6)
-    # The way that is taken with gradients, and on a GPU.
+    # The way that is taken on a GPU, and the one with gradients.
+    rows, cols = min(window_px, height), min(window_px, width)
+    banded = spread_means(x, lambda x: _banded_means(x, rows, cols))
+    torch.testing.assert_close(banded, expected, rtol=0, atol=1e-6)
     other = spread_means(x.requires_grad_(), pool)
     assert other.requires_grad
     torch.testing.assert_close(other.detach(), expected, rtol=0, atol=1e-6)
+
+
+def test_means_of_several_blocks_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nafnet_core.local_stats._BAND_ROWS", 4)
+    x = torch.randn(2, 3, 13, 17, generator=torch.Generator().manual_seed(0))
+    means = spread_means(x, lambda x: _banded_means(x, 3, 5))
+    torch.testing.assert_close(means, spread_means(x, lambda x: _sliding_means(x, 3, 5)), rtol=0, atol=1e-6)
 
 
 def test_means_by_hand() -> None:

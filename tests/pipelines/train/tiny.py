@@ -58,12 +58,13 @@ def context(
     world_size: int = 1,
     epoch_samples: int = 100,
     digests: tuple[str, ...] = ("data",),
+    device: str = "cpu",
 ) -> TrainContext:
-    """A worker on the CPU, without Ray."""
+    """A worker without Ray."""
     return TrainContext(
         rank=rank,
         world_size=world_size,
-        device=torch.device("cpu"),
+        device=torch.device(device),
         run_dir=run_dir,
         batches=batches,  # type: ignore[arg-type]  # or a plain iterator, where nothing is closed
         epoch_samples=epoch_samples,

@@ -1,0 +1,102 @@
+"""How a batch goes through a network: in strips on a CPU, on a GPU as a CUDA graph where that pays.
+
+A graph is launched as a whole: of a pass of thousands of small kernels, launching them one by one takes
+longer than running them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from nafnet_core.model import NAFNet
+from nafnet_core.strips import forward_in_strips
+
+Forward = Callable[[Tensor], Tensor]
+"""(N, C, H, W) → the same shape; the next call may overwrite what it returned."""
+
+_MOST_SHAPES = 4  # each graph holds the memory of a pass
+_WARMUP_PASSES = 2
+
+
+def forward_of(model: nn.Module, device: torch.device, *, autocast: bool, bytes_per_px: int) -> Forward:
+    """The way for a network on this device; for the arguments see `RecordedForward`."""
+    if not isinstance(model, NAFNet):
+        return model
+    # Strips pay where maps outgrow the caches: not on a GPU, whose memory is as fast for all of them.
+    if device.type == "cpu":
+        return partial(forward_in_strips, model)
+    return RecordedForward(model, autocast=autocast, bytes_per_px=bytes_per_px)
+
+
+def ensemble(forward: Forward, lq: Tensor) -> Tensor:
+    """Mean over the eight symmetries of the square, each undone after the network."""
+    total = torch.zeros_like(lq)
+    for turns in range(4):
+        for is_flipped in (False, True):
+            turned = lq.rot90(turns, (2, 3))
+            turned = turned.flip(3) if is_flipped else turned
+            restored = forward(turned).float()
+            restored = restored.flip(3) if is_flipped else restored
+            total += restored.rot90(-turns, (2, 3))
+    return total / 8
+
+
+class RecordedForward:
+    """Records what comes a second time in the same shape: tiles, frames, photos of one camera.
+
+    Args:
+        forward: (N, C, H, W) on a GPU → a batch; it waits for nothing on the device.
+        autocast: whether it runs under autocast to bf16.
+        bytes_per_px: memory of a pass for a pixel of its input. Without room for two none is recorded.
+    """
+
+    def __init__(self, forward: Forward, *, autocast: bool, bytes_per_px: int) -> None:
+        self._forward, self._autocast, self._bytes_per_px = forward, autocast, bytes_per_px
+        self._seen: set[torch.Size] = set()
+        self._graphs: OrderedDict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
+
+    def __call__(self, lq: Tensor) -> Tensor:
+        """What `forward` returns; the next call of the same shape overwrites it."""
+        if lq.shape not in self._graphs:
+            if lq.shape not in self._seen or not self._has_room(lq):
+                self._seen.add(lq.shape)
+                return self._run(lq)
+            if len(self._graphs) == _MOST_SHAPES:
+                self._graphs.popitem(last=False)
+            self._graphs[lq.shape] = self._record(lq)
+        self._graphs.move_to_end(lq.shape)
+        graph, source, result = self._graphs[lq.shape]
+        source.copy_(lq)
+        graph.replay()
+        return result
+
+    def _has_room(self, lq: Tensor) -> bool:
+        unused = torch.cuda.memory_reserved(lq.device) - torch.cuda.memory_allocated(lq.device)
+        needed = lq.numel() // lq.shape[1] * self._bytes_per_px
+        return torch.cuda.mem_get_info(lq.device)[0] + unused > 2 * needed
+
+    def _record(self, lq: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        source = lq.clone()
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(_WARMUP_PASSES):
+                self._run(source)
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        # What other threads do on the GPU meanwhile is none of ours.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = self._run(source)
+        return graph, source, result
+
+    def _run(self, lq: Tensor) -> Tensor:
+        # Weights that were rounded before would not be in the graph, and gone when it is replayed.
+        with torch.autocast(
+            lq.device.type, dtype=torch.bfloat16, enabled=self._autocast, cache_enabled=False
+        ):
+            return self._forward(lq)

@@ -1,0 +1,100 @@
+"""Forward and backward pass on a GPU as one CUDA graph, launched as a whole and not kernel by kernel.
+
+A pass is thousands of small kernels, and Python launches them more slowly than a GPU is done with them.
+Gradients of all parameters lie in one buffer, where a graph, which writes to fixed addresses, adds to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Pass = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""lq and gt, (N, P, P, 3) uint8 on the device, and the size of the global batch → loss and PSNR of this part.
+
+It adds to the gradients of the parameters, and waits for nothing on the device.
+"""
+
+_WARMUP_PASSES = 3  # as torch's notes on CUDA graphs have it: libraries choose and set up in the first ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    lq: Tensor
+    gt: Tensor
+    results: tuple[Tensor, Tensor]
+
+
+class GraphedPasses:
+    """A pass, recorded once for each shape of its batches, and the gradients it adds to.
+
+    Args:
+        parameters: of the network, on a GPU.
+        run: what is recorded.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], run: Pass) -> None:
+        self._parameters, self._run = parameters, run
+        self._graphs: dict[tuple[torch.Size, int], _Graph] = {}
+        self._flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+        ends = np.cumsum([p.numel() for p in parameters]).tolist()
+        # In each parameter's own layout, which the optimiser's fused step wants.
+        self._gradients = [
+            self._flat.as_strided(p.shape, p.stride(), end - p.numel())
+            for p, end in zip(parameters, ends, strict=True)
+        ]
+
+    def begin(self) -> None:
+        """Gradients of zero, before the passes of a step."""
+        self._flat.zero_()
+        self._attach()
+
+    def __call__(
+        self, lq: NDArray[np.uint8], gt: NDArray[np.uint8], global_batch: int
+    ) -> tuple[Tensor, Tensor]:
+        """One pass over (N, P, P, 3) uint8; the next one of the same shape overwrites the results."""
+        lq, gt = (torch.from_numpy(np.ascontiguousarray(image)).pin_memory() for image in (lq, gt))
+        key = (lq.shape, global_batch)
+        if key not in self._graphs:
+            if not any(shape[1:] == lq.shape[1:] for shape, _ in self._graphs):
+                self._graphs.clear()  # of the stage before: each holds the memory of a whole pass
+            self._graphs[key] = self._recorded(lq, gt, global_batch)
+        graph = self._graphs[key]
+        graph.lq.copy_(lq, non_blocking=True)
+        graph.gt.copy_(gt, non_blocking=True)
+        graph.graph.replay()
+        return graph.results
+
+    def sum_over_workers(self, *, in_bf16: bool) -> None:
+        """Gradients of the whole batch on every worker, behind the last pass of a step."""
+        sent = self._flat.bfloat16() if in_bf16 else self._flat
+        dist.all_reduce(sent)
+        if in_bf16:
+            self._flat.copy_(sent)
+
+    def _attach(self) -> None:
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+
+    def _recorded(self, lq: Tensor, gt: Tensor, global_batch: int) -> _Graph:
+        before = self._flat.clone()  # passes of this step may have been; those that warm up must not count
+        lq, gt = (image.to(self._flat.device) for image in (lq, gt))
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(_WARMUP_PASSES):
+                self._run(lq, gt, global_batch)
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        # What other threads do on the GPU meanwhile, a checkpoint's copy or NCCL's watchdog, is none of ours.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            results = self._run(lq, gt, global_batch)
+        self._flat.copy_(before)
+        return _Graph(graph=graph, lq=lq, gt=gt, results=results)
