@@ -204,6 +204,8 @@ def check_resources(config: RunConfig) -> None:
             if not have.get("GPU")
             else "Lower scaling.num_workers",
         )  # fmt: skip
+    if not scaling.use_gpu and have.get("GPU"):
+        log.warning("%d GPUs are here and not used: --set scaling.use_gpu=true", have["GPU"])
     log.info(
         "CPU budget: %d workers of %g and their %d readers of %g make %g of %g",
         num_workers, scaling.cpus_per_worker, num_workers * scaling.readers_per_worker,
