@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from nafnet_core.strips import forward_in_strips
 Forward = Callable[[Tensor], Tensor]
 """(N, C, H, W) → the same shape; the next call may overwrite what it returned."""
 
-_MOST_SHAPES = 4  # each graph holds the memory of a pass
+_MOST_SHAPES = 4
 _WARMUP_PASSES = 2
 
 
@@ -58,10 +59,11 @@ class RecordedForward:
     def __init__(self, forward: Forward, *, autocast: bool, bytes_per_px: int) -> None:
         self._forward, self._autocast, self._bytes_per_px = forward, autocast, bytes_per_px
         self._seen: set[torch.Size] = set()
+        self._pool: Any = None
         self._graphs: OrderedDict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
 
     def __call__(self, lq: Tensor) -> Tensor:
-        """What `forward` returns; the next call of the same shape overwrites it."""
+        """What `forward` returns; the next call may overwrite it."""
         if lq.shape not in self._graphs:
             if lq.shape not in self._seen or not self._has_room(lq):
                 self._seen.add(lq.shape)
@@ -89,8 +91,10 @@ class RecordedForward:
                 self._run(source)
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        # What other threads do on the GPU meanwhile is none of ours.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # One memory for all, as one runs at a time. And what other threads do on the GPU meanwhile is none of
+        # ours.
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = self._run(source)
         return graph, source, result
 

@@ -43,6 +43,7 @@ class GraphedPasses:
     def __init__(self, parameters: list[nn.Parameter], run: Pass) -> None:
         self._parameters, self._run = parameters, run
         self._graphs: dict[tuple[torch.Size, int], _Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
         self._flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
         ends = np.cumsum([p.numel() for p in parameters]).tolist()
         # In each parameter's own layout, which the optimiser's fused step wants.
@@ -59,12 +60,14 @@ class GraphedPasses:
     def __call__(
         self, lq: NDArray[np.uint8], gt: NDArray[np.uint8], global_batch: int
     ) -> tuple[Tensor, Tensor]:
-        """One pass over (N, P, P, 3) uint8; the next one of the same shape overwrites the results."""
+        """One pass over (N, P, P, 3) uint8; the next one may overwrite the results."""
         lq, gt = (torch.from_numpy(np.ascontiguousarray(image)).pin_memory() for image in (lq, gt))
         key = (lq.shape, global_batch)
         if key not in self._graphs:
             if not any(shape[1:] == lq.shape[1:] for shape, _ in self._graphs):
-                self._graphs.clear()  # of the stage before: each holds the memory of a whole pass
+                # Of the stage before: they hold the memory of a whole pass.
+                self._graphs.clear()
+                self._pool = torch.cuda.graph_pool_handle()
             self._graphs[key] = self._recorded(lq, gt, global_batch)
         graph = self._graphs[key]
         graph.lq.copy_(lq, non_blocking=True)
@@ -93,8 +96,9 @@ class GraphedPasses:
                 self._run(lq, gt, global_batch)
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        # What other threads do on the GPU meanwhile, a checkpoint's copy or NCCL's watchdog, is none of ours.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # One memory for all, as one runs at a time. And what other threads do on the GPU meanwhile, a
+        # checkpoint's copy or NCCL's watchdog, is none of ours.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             results = self._run(lq, gt, global_batch)
         self._flat.copy_(before)
         return _Graph(graph=graph, lq=lq, gt=gt, results=results)
