@@ -31,6 +31,8 @@ def forward_of(model: nn.Module, device: torch.device, *, autocast: bool, bytes_
     # Strips pay where maps outgrow the caches: not on a GPU, whose memory is as fast for all of them.
     if device.type == "cpu":
         return partial(forward_in_strips, model)
+    if not model.is_recordable:
+        return model
     return RecordedForward(model, autocast=autocast, bytes_per_px=bytes_per_px)
 
 

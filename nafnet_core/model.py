@@ -361,6 +361,11 @@ class NAFNet(nn.Module):
         return {name: module for name, module in self.named_modules() if isinstance(module, Conv)}
 
     @property
+    def is_recordable(self) -> bool:
+        """Whether passes can become CUDA graphs: torch checks grids of 8 bits on the host."""
+        return not self.config.int8_layers
+
+    @property
     def blocks(self) -> list[NAFBlock]:
         """All blocks, in the order of the forward pass."""
         stages = (*self.encoders, self.middle_blks, *self.decoders)

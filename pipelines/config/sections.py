@@ -168,7 +168,7 @@ class ScalingSection(Section):
     """Run the network through `torch.compile`, which needs a C++ compiler; README says what it is worth."""
     cuda_graphs: bool | None = None
     """Launch a GPU's forward and backward pass as a whole; None: of a worker that is alone. Among several,
-    gradients are then summed behind the pass, and not during it."""
+    gradients are then summed behind the pass, and not during it. Not with grids of 8 bits."""
     bucket_mib: int | None = Field(None, gt=0)
     """MiB of gradients that are summed over the workers at a time. None takes torch's own, 1 and then 25
     each. 5 hid 85 % of the sum at 1 Gbit/s where torch's hid 71 %; 100 hid nothing."""

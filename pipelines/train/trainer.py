@@ -150,7 +150,8 @@ class Trainer:
         self.replica: nn.Module = compiled
         self._graphed: GraphedPasses | None = None
         self._loss_factor = 1
-        if context.device.type == "cuda" and config.scaling.takes_cuda_graphs(context.world_size):
+        can_record = context.device.type == "cuda" and self.model.is_recordable
+        if can_record and config.scaling.takes_cuda_graphs(context.world_size):
             self._graphed = GraphedPasses(list(self.model.parameters()), self._pass)
         elif context.world_size > 1:
             self.replica = replicated(compiled, config.scaling, context.device)
