@@ -62,7 +62,8 @@ def export(
     size: Annotated[
         tuple[int, int] | None,
         typer.Option(
-            help="Of executorch and tvm, height and width of all images, from 64 px on. [default: 256 256]",
+            help="Of executorch and tvm, height and width of all images, from 64 px on: `--size 720 1280`. "
+            "[default: 256 256]",
             metavar="H W",
         ),
     ] = None,
