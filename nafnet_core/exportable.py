@@ -151,8 +151,9 @@ class _Block(nn.Module):
 def _means(window_px: int | None, *, channels_last: bool, any_size: bool) -> nn.Module:
     if window_px is None:
         return _GlobalMeans()
-    means = _WindowMeans if any_size else _FixedWindowMeans
-    return means(window_px, channels_last=channels_last)
+    if any_size:
+        return _WindowMeans(window_px, channels_last=channels_last)
+    return _FixedWindowMeans(window_px)
 
 
 class _GlobalMeans(nn.Module):
@@ -169,7 +170,7 @@ class _WindowMeans(nn.Module):
     still after some hundred pixels. What overflows wraps around, and the difference of two is right again.
     """
 
-    def __init__(self, window_px: int, *, channels_last: bool) -> None:
+    def __init__(self, window_px: int, *, channels_last: bool = False) -> None:
         super().__init__()
         self.window_px, self.channels_last = window_px, channels_last
 
