@@ -36,7 +36,6 @@ from nafnet_core import PRESETS, NAFNet, randomize_residual_scales, restore_imag
 from nafnet_core.forward import Forward, forward_of  # noqa: E402
 from nafnet_core.local_stats import local_statistics  # noqa: E402
 from nafnet_core.losses import psnr_loss  # noqa: E402
-from pipelines.train.graphed import GraphedPasses  # noqa: E402
 
 _TRAIN_PATCH_PX = 256
 _FRAME = (1, 3, 720, 1280)
@@ -161,7 +160,9 @@ def _step(model: nn.Module, lq: Tensor, gt: Tensor, *, bf16: bool) -> float:
 
 
 def _recorded_step(model: nn.Module, lq: Tensor, gt: Tensor, *, bf16: bool) -> Callable[[], float]:
-    """The same as `_step`, of uint8, as training has it."""
+    """The same as `_step`, of uint8, as training has it. Needs Ray and all else."""
+    from pipelines.train.graphed import GraphedPasses
+
     model.train()
 
     def run(lq_u8: Tensor, gt_u8: Tensor, global_batch: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ longer than running them.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,8 +21,10 @@ from nafnet_core.strips import forward_in_strips
 Forward = Callable[[Tensor], Tensor]
 """(N, C, H, W) → the same shape; the next call may overwrite what it returned."""
 
-_MOST_SHAPES = 4
+_MOST_SHAPES = 8
+_LAUNCHED_FIRST = 8  # passes of a shape before it is recorded, which takes as long as some four
 _WARMUP_PASSES = 2
+_RECORDING = threading.Lock()  # torch can record one graph at a time in a process
 
 
 def forward_of(model: nn.Module, device: torch.device, *, autocast: bool, bytes_per_px: int) -> Forward:
@@ -50,7 +53,7 @@ def ensemble(forward: Forward, lq: Tensor) -> Tensor:
 
 
 class RecordedForward:
-    """Records what comes a second time in the same shape: tiles, frames, photos of one camera.
+    """Records the shapes that come again and again: tiles, frames, photos of one camera.
 
     Args:
         forward: (N, C, H, W) on a GPU → a batch; it waits for nothing on the device.
@@ -60,29 +63,47 @@ class RecordedForward:
 
     def __init__(self, forward: Forward, *, autocast: bool, bytes_per_px: int) -> None:
         self._forward, self._autocast, self._bytes_per_px = forward, autocast, bytes_per_px
-        self._seen: set[torch.Size] = set()
+        self._times_seen: Counter[torch.Size] = Counter()
         self._pool: Any = None
         self._graphs: OrderedDict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
 
     def __call__(self, lq: Tensor) -> Tensor:
         """What `forward` returns; the next call may overwrite it."""
-        if lq.shape not in self._graphs:
-            if lq.shape not in self._seen or not self._has_room(lq):
-                self._seen.add(lq.shape)
-                return self._run(lq)
-            if len(self._graphs) == _MOST_SHAPES:
-                self._graphs.popitem(last=False)
+        with torch.cuda.device(lq.device):
+            try:
+                return self._replayed(lq) if self._is_recorded(lq) else self._run(lq)
+            except torch.OutOfMemoryError:
+                pass
+            # Once more without graphs. Not inside the handler, where the error keeps what it ran out of.
+            self._graphs.clear()
+            self._times_seen.clear()
+            self._pool = None
+            torch.cuda.empty_cache()
+            return self._run(lq)
+
+    def _is_recorded(self, lq: Tensor) -> bool:
+        if lq.shape in self._graphs:
+            return True
+        self._times_seen[lq.shape] += 1
+        if self._times_seen[lq.shape] <= _LAUNCHED_FIRST or not self._has_room(lq):
+            return False
+        if len(self._graphs) == _MOST_SHAPES:
+            dropped, _ = self._graphs.popitem(last=False)
+            del self._times_seen[dropped]
+        with _RECORDING:
             self._graphs[lq.shape] = self._record(lq)
+        return True
+
+    def _has_room(self, lq: Tensor) -> bool:
+        needed = lq.numel() // lq.shape[1] * self._bytes_per_px
+        return torch.cuda.mem_get_info(lq.device)[0] > 2 * needed
+
+    def _replayed(self, lq: Tensor) -> Tensor:
         self._graphs.move_to_end(lq.shape)
         graph, source, result = self._graphs[lq.shape]
         source.copy_(lq)
         graph.replay()
         return result
-
-    def _has_room(self, lq: Tensor) -> bool:
-        unused = torch.cuda.memory_reserved(lq.device) - torch.cuda.memory_allocated(lq.device)
-        needed = lq.numel() // lq.shape[1] * self._bytes_per_px
-        return torch.cuda.mem_get_info(lq.device)[0] + unused > 2 * needed
 
     def _record(self, lq: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         source = lq.clone()

@@ -162,7 +162,7 @@ def _sliding_means(x: Tensor, rows: int, cols: int) -> Tensor:
 def _banded_means(x: Tensor, rows: int, cols: int) -> Tensor:
     """Window means as products with matrices of zeros and ones: few kernels, and those a GPU's fastest.
 
-    Products add up in fp32. The sums down the map are rounded to the map's dtype; that averages out.
+    Products add up in fp32. The sums down the map are rounded to the map's dtype, and so are the means.
     """
     batch, height, width, channels = x.shape
     with torch.autocast(x.device.type, enabled=False):
@@ -177,7 +177,10 @@ def _band_sums(x: Tensor, window: int) -> Tensor:
     A product a block of sums, with the few entries it needs: work grows with the map, not with its square.
     """
     length = x.shape[1] - window + 1
-    band = _band(min(_BAND_ROWS, length), window, x.dtype, x.device)
+    # A CUDA graph has to make its own: the cache may drop one while the graph still reads there.
+    is_recorded = x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    make = _band.__wrapped__ if is_recorded else _band
+    band = make(min(_BAND_ROWS, length), window, x.dtype, x.device)
     sums = []
     for start in range(0, length, _BAND_ROWS):
         number = min(_BAND_ROWS, length - start)

@@ -237,8 +237,9 @@ def _is_sooner_as_product(x: Tensor) -> bool:
     """
     if torch.compiler.is_exporting():  # an exported graph takes any size
         return False
-    if x.device.type != "cpu":  # the bias is added on the way out, not in a pass of its own
-        return True
+    if x.device.type != "cpu":
+        # Then the bias is added on the way out, not in a pass of its own. In fp32 cuDNN takes TF32 unasked.
+        return x.dtype != torch.float32 or bool(torch.backends.cuda.matmul.allow_tf32)
     num_pixels = x.shape[0] * x.shape[1] * x.shape[2]
     return num_pixels <= (16_384 if x.dtype == torch.bfloat16 else 16)
 

@@ -21,6 +21,7 @@ Pass = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 It adds to the gradients of the parameters, and waits for nothing on the device.
 """
 
+_Key = tuple[torch.Size, int]  # shape of the images, and the size of the global batch
 _WARMUP_PASSES = 3  # as torch's notes on CUDA graphs have it: libraries choose and set up in the first ones
 
 
@@ -42,7 +43,7 @@ class GraphedPasses:
 
     def __init__(self, parameters: list[nn.Parameter], run: Pass) -> None:
         self._parameters, self._run = parameters, run
-        self._graphs: dict[tuple[torch.Size, int], _Graph] = {}
+        self._graphs: dict[_Key, _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
         ends = np.cumsum([p.numel() for p in parameters]).tolist()
@@ -55,7 +56,8 @@ class GraphedPasses:
     def begin(self) -> None:
         """Gradients of zero, before the passes of a step."""
         self._flat.zero_()
-        self._attach()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
 
     def __call__(
         self, lq: NDArray[np.uint8], gt: NDArray[np.uint8], global_batch: int
@@ -64,11 +66,7 @@ class GraphedPasses:
         lq, gt = (torch.from_numpy(np.ascontiguousarray(image)).pin_memory() for image in (lq, gt))
         key = (lq.shape, global_batch)
         if key not in self._graphs:
-            if not any(shape[1:] == lq.shape[1:] for shape, _ in self._graphs):
-                # Of the stage before: they hold the memory of a whole pass.
-                self._graphs.clear()
-                self._pool = torch.cuda.graph_pool_handle()
-            self._graphs[key] = self._recorded(lq, gt, global_batch)
+            self._record(key, lq, gt)
         graph = self._graphs[key]
         graph.lq.copy_(lq, non_blocking=True)
         graph.gt.copy_(gt, non_blocking=True)
@@ -82,23 +80,36 @@ class GraphedPasses:
         if in_bf16:
             self._flat.copy_(sent)
 
-    def _attach(self) -> None:
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient
+    def release(self) -> None:
+        """Give back the memory of the passes, which are recorded anew when they come again."""
+        self._graphs.clear()
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
 
-    def _recorded(self, lq: Tensor, gt: Tensor, global_batch: int) -> _Graph:
+    def _record(self, key: _Key, lq: Tensor, gt: Tensor) -> None:
         before = self._flat.clone()  # passes of this step may have been; those that warm up must not count
-        lq, gt = (image.to(self._flat.device) for image in (lq, gt))
+        # Parts of the same step are kept, but recorded again: to warm up takes the memory that they hold.
+        parts = {
+            other: (graph.lq, graph.gt)
+            for other, graph in self._graphs.items()
+            if (other[0][1:], other[1]) == (key[0][1:], key[1])
+        }
+        self.release()
+        lq, gt = parts[key] = lq.to(self._flat.device), gt.to(self._flat.device)
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(_WARMUP_PASSES):
-                self._run(lq, gt, global_batch)
+                self._run(lq, gt, key[1])
         torch.cuda.current_stream().wait_stream(beside)
+        for part, images in parts.items():
+            self._graphs[part] = self._captured(*images, part[1])
+        self._flat.copy_(before)
+
+    def _captured(self, lq: Tensor, gt: Tensor, global_batch: int) -> _Graph:
         graph = torch.cuda.CUDAGraph()
         # One memory for all, as one runs at a time. And what other threads do on the GPU meanwhile, a
         # checkpoint's copy or NCCL's watchdog, is none of ours.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             results = self._run(lq, gt, global_batch)
-        self._flat.copy_(before)
         return _Graph(graph=graph, lq=lq, gt=gt, results=results)

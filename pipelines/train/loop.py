@@ -266,6 +266,7 @@ def _scores(trainer: Trainer, *, draw: bool) -> dict[str, float]:
     """Each worker scores its share of the images; all get the same means."""
     config, context = trainer.config, trainer.context
     assert config.data.val is not None
+    trainer.release_memory()  # whole images want it
     store = PairStore(config.data.val, cache_gib=config.data.cache_gib)
     picture = context.run_dir / "pictures" / f"{trainer.samples:010d}.png"
     scores = score_images(

@@ -310,6 +310,11 @@ class Trainer:
             self._graphed.sum_over_workers(in_bf16=scaling.gradient_compression == "bf16")
         return total, psnr_db
 
+    def release_memory(self) -> None:
+        """Give back what passes hold on a GPU between steps."""
+        if self._graphed is not None:
+            self._graphed.release()
+
     def _pass(self, lq_nhwc_u8: Tensor, gt_nhwc_u8: Tensor, global_batch: int) -> tuple[Tensor, Tensor]:
         """Forward and backward: this part of the mean loss over the global batch, and the sum of its PSNR."""
         # NCHW of fp32 in 0…1; in memory still NHWC.

@@ -73,6 +73,15 @@ def test_means_of_several_blocks_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(means, spread_means(x, lambda x: _sliding_means(x, 3, 5)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("spread_of_values", [0.0, 0.3])
+def test_means_of_a_gpu_in_bf16_are_rounded_twice(spread_of_values: float) -> None:
+    noise = torch.randn(1, 300, 400, 4, generator=torch.Generator().manual_seed(0))
+    x = (0.7 + spread_of_values * noise).bfloat16()
+    means = _banded_means(x, 48, 56)
+    assert means.dtype == torch.bfloat16
+    torch.testing.assert_close(means.float(), _sliding_means(x.float(), 48, 56), rtol=2.0**-7, atol=0)
+
+
 def test_means_by_hand() -> None:
     x = torch.tensor([[1.0, 2.0, 6.0], [3.0, 4.0, 0.0]])[None, None]
     assert window_means(nhwc(x), 2)[0, ..., 0].tolist() == [[2.5, 3.0]]

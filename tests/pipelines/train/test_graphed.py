@@ -60,9 +60,11 @@ def test_recorded_passes_give_the_gradients_of_launched_ones(tmp_path: Path, way
         Trainer(_config(way, graphs=graphs), tiny.context(tmp_path, device="cuda"))
         for graphs in (True, False)
     )
+    assert recorded._graphed is not None and launched._graphed is None
     bound = 1e-2 if way == "bf16" else 1e-4
     for _ in range(2):  # recorded in the first, replayed in the second
         assert _deviation(_gradients(recorded), _gradients(launched)) < bound
+    assert len(recorded._graphed._graphs) == (2 if way == "accumulated" else 1)
     results = [
         [trainer.step(tiny.batch(_SPAN, n), _BATCH, _NUM_STEPS * _BATCH) for n in range(_NUM_STEPS)]
         for trainer in (recorded, launched)
@@ -81,6 +83,7 @@ def test_another_patch_size_is_recorded_anew(tmp_path: Path) -> None:
     for side in (16, 32, 16):
         span = Span(start=0, num_batches=1, batch=3, patch_px=side)
         losses = [trainer.step(tiny.batch(span, 0), 3, 9).loss for trainer in (recorded, launched)]
+        recorded.release_memory()  # as before a validation
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
 
 
@@ -98,9 +101,13 @@ def test_gradient_of_two_workers_is_that_of_one(tmp_path: Path, compression: str
         subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stderr=subprocess.PIPE)
         for rank in range(2)
     ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors.decode()
+    try:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=120)
+            assert worker.returncode == 0, errors.decode()
+    finally:
+        for worker in workers:
+            worker.kill()
     first, second = (torch.load(tmp_path / f"gradients{rank}.pt") for rank in range(2))
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
     alone = Trainer(_config("fp32", graphs=False), tiny.context(tmp_path, device="cuda"))
