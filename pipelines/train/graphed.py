@@ -82,6 +82,7 @@ class GraphedPasses:
 
     def release(self) -> None:
         """Give back the memory of the passes, which are recorded anew when they come again."""
+        torch.cuda.synchronize(self._flat.device)
         self._graphs.clear()
         self._pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()
