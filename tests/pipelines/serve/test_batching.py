@@ -30,10 +30,10 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[int], threadi
     sizes: list[int] = []
     go = threading.Event()
 
-    def counting(model: Any, images: Any, options: Any, original: Any = tiling._run) -> Any:
+    def counting(model: Any, images: Any, *rest: Any, original: Any = tiling._run) -> Any:
         sizes.append(len(images))
         go.wait(20)
-        return original(model, images, options)
+        return original(model, images, *rest)
 
     monkeypatch.setattr(tiling, "_run", counting)
     yield sizes, go
