@@ -6,7 +6,6 @@ longer than running them.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nafnet_core.model import NAFNet
+from nafnet_core.recording import recorded, warm_up
 from nafnet_core.strips import forward_in_strips
 
 Forward = Callable[[Tensor], Tensor]
@@ -24,7 +24,6 @@ Forward = Callable[[Tensor], Tensor]
 _MOST_SHAPES = 8
 _LAUNCHED_FIRST = 8  # passes of a shape before it is recorded, which takes as long as some four
 _WARMUP_PASSES = 2
-_RECORDING = threading.Lock()  # torch can record one graph at a time in a process
 
 
 def forward_of(model: nn.Module, device: torch.device, *, autocast: bool, bytes_per_px: int) -> Forward:
@@ -90,8 +89,7 @@ class RecordedForward:
         if len(self._graphs) == _MOST_SHAPES:
             dropped, _ = self._graphs.popitem(last=False)
             del self._times_seen[dropped]
-        with _RECORDING:
-            self._graphs[lq.shape] = self._record(lq)
+        self._graphs[lq.shape] = self._record(lq)
         return True
 
     def _has_room(self, lq: Tensor) -> bool:
@@ -107,18 +105,9 @@ class RecordedForward:
 
     def _record(self, lq: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         source = lq.clone()
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(_WARMUP_PASSES):
-                self._run(source)
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        # One memory for all, as one runs at a time. And what other threads do on the GPU meanwhile is none of
-        # ours.
+        warm_up(lambda: self._run(source), passes=_WARMUP_PASSES)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = self._run(source)
+        graph, result = recorded(lambda: self._run(source), pool=self._pool)
         return graph, source, result
 
     def _run(self, lq: Tensor) -> Tensor:

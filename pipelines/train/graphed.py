@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from nafnet_core.recording import recorded, warm_up
 
 Pass = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """lq and gt, (N, P, P, 3) uint8 on the device, and the size of the global batch → loss and PSNR of this part.
@@ -22,7 +25,7 @@ It adds to the gradients of the parameters, and waits for nothing on the device.
 """
 
 _Key = tuple[torch.Size, int]  # shape of the images, and the size of the global batch
-_WARMUP_PASSES = 3  # as torch's notes on CUDA graphs have it: libraries choose and set up in the first ones
+_WARMUP_PASSES = 3  # as many as torch's notes on CUDA graphs take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,20 +100,8 @@ class GraphedPasses:
         }
         self.release()
         lq, gt = parts[key] = lq.to(self._flat.device), gt.to(self._flat.device)
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(_WARMUP_PASSES):
-                self._run(lq, gt, key[1])
-        torch.cuda.current_stream().wait_stream(beside)
-        for part, images in parts.items():
-            self._graphs[part] = self._captured(*images, part[1])
+        warm_up(partial(self._run, lq, gt, key[1]), passes=_WARMUP_PASSES)
+        for part, (lq, gt) in parts.items():
+            graph, results = recorded(partial(self._run, lq, gt, part[1]), pool=self._pool)
+            self._graphs[part] = _Graph(graph=graph, lq=lq, gt=gt, results=results)
         self._flat.copy_(before)
-
-    def _captured(self, lq: Tensor, gt: Tensor, global_batch: int) -> _Graph:
-        graph = torch.cuda.CUDAGraph()
-        # One memory for all, as one runs at a time. And what other threads do on the GPU meanwhile, a
-        # checkpoint's copy or NCCL's watchdog, is none of ours.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            results = self._run(lq, gt, global_batch)
-        return _Graph(graph=graph, lq=lq, gt=gt, results=results)
